@@ -1,0 +1,37 @@
+"""The verb `export`, also installed as the script `vae-export`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from parvae.console import Verb, json_option, print_result
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The bundle to write.  [default: model.vae beside CHECKPOINT]")
+@json_option
+def export(checkpoint: str, output: str | None, as_json: bool) -> None:
+    """Turn CHECKPOINT (the ckpt.pt of a run) into one verified bundle of ONNX graphs."""
+    from parvae_export.export import export as run_export
+
+    result = run_export(checkpoint, output, announce=lambda message: None if as_json else click.echo(message))
+    print_result(
+        {
+            "bundle": str(result.path),
+            "model_id": result.model_id,
+            "num_bytes": result.num_bytes,
+            "parity_error": result.parity_error,
+            "calibration_rows": result.num_calibration_rows,
+            "holds_real_rows": result.from_real_rows,
+            "negative_elbo_nats": result.negative_elbo_nats,
+        },
+        as_json=as_json,
+    )
+
+
+def main() -> None:
+    """Run `vae-export`."""
+    sys.exit(export.main(prog_name="vae-export"))

@@ -1,0 +1,188 @@
+"""Checkpoint in, verified bundle out: graphs, parity, calibration, golden rows, card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from parvae import __version__
+from parvae.bundle import Bundle, bundle_bytes, read_bundle, write_whole
+from parvae.errors import BundleError
+from parvae.noise import standard_normal
+from parvae.rows import Arrays
+from parvae.scores import Calibration
+from parvae.selftest import replay, write_golden
+from parvae.sessions import Sessions
+from parvae_export.card import model_card
+from parvae_export.graphs import GRAPHS, Graph
+from parvae_export.onnx_graph import to_onnx
+from parvae_export.parity import check_parity
+from parvae_export.rows import edge_rows, graph_inputs, sampled_rows
+from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
+from parvae_pipeline.reader import select
+
+PARITY_ROWS = 256
+GOLDEN_ROWS = 8
+STAND_IN_ROWS = 4_096
+"""Sampled rows that take the place of held-out ones when the checkpoint holds none."""
+SCORE_DEFINITION = (
+    "negative ELBO in nats: minus the log-likelihood of every column, averaged over two fixed points of the posterior, "
+    "plus the KL divergence from posterior to prior; higher is more anomalous"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written, and how well it agrees with torch."""
+
+    path: Path
+    model_id: str
+    num_bytes: int
+    parity_error: float
+    """Largest difference from torch over all outputs, relative to the output's largest value (at least 1)."""
+    num_calibration_rows: int
+    from_real_rows: bool
+    negative_elbo_nats: float
+    """Mean score of the calibration rows, by the exported graph."""
+
+
+def export(
+    checkpoint_path: str | Path,
+    output: str | Path | None = None,
+    *,
+    announce: Callable[[str], None] = lambda message: None,
+) -> ExportResult:
+    """Write `model.vae` beside the checkpoint (or to `output`), whole or not at all.
+
+    Raises BundleError when the file is no checkpoint, or a graph disagrees with torch.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    path = Path(output) if output is not None else Path(checkpoint_path).with_name("model.vae")
+    if path.is_dir():
+        raise BundleError(f"{path} is a folder; name a file, for example {path / 'model.vae'}")
+    from_real_rows = bool(checkpoint.reservoir)
+    rows = checkpoint.reservoir or sampled_rows(checkpoint.model, STAND_IN_ROWS)
+
+    graphs: dict[str, bytes] = {}
+    errors: list[float] = []
+    for role, make in GRAPHS.items():
+        announce(f"{role}: exporting and comparing with torch")
+        graph = make(checkpoint.model)
+        content, error = _verified_graph(role, graph, checkpoint, rows)
+        graphs[role] = content
+        errors.append(error)
+
+    announce("calibrating on the exported graphs")
+    sessions = Sessions(graphs, threads=1, low_memory=False)
+    calibration = calibrate(sessions, graph_inputs(checkpoint.schema, rows), from_real_rows=from_real_rows)
+    manifest = _manifest(checkpoint, graphs, calibration)
+    members = {f"{role}.onnx": content for role, content in graphs.items()}
+    members["golden.npz"] = _golden(checkpoint, sessions, rows)
+    members["card.md"] = model_card(checkpoint, manifest).encode()
+    content = bundle_bytes(manifest, members)
+    _verify(read_bundle(content))
+    write_whole(path, content)
+    return ExportResult(
+        path=path,
+        model_id=manifest["model_id"],
+        num_bytes=len(content),
+        parity_error=max(errors),
+        num_calibration_rows=len(calibration.scores),
+        from_real_rows=from_real_rows,
+        negative_elbo_nats=float(np.mean(calibration.scores, dtype=np.float64)),
+    )
+
+
+def calibrate(sessions: Sessions, inputs: Arrays, *, from_real_rows: bool) -> Calibration:
+    """Sorted scores of the rows, by the exported graph."""
+    num_rows = len(next(iter(inputs.values())))
+    parts = [
+        sessions.run("score", {name: array[first : first + 1024] for name, array in inputs.items()})["score"]
+        for first in range(0, num_rows, 1024)
+    ]
+    return Calibration(scores=np.sort(np.concatenate(parts)), from_real_rows=from_real_rows)
+
+
+def _verified_graph(role: str, graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> tuple[bytes, float]:
+    """The bytes of one graph, and its largest difference from torch."""
+    examples = _examples(graph, checkpoint, rows)
+    exported = to_onnx(
+        graph,
+        [torch.from_numpy(examples[name][:3]) for name in graph.input_names],
+        input_names=graph.input_names,
+        output_names=graph.output_names,
+        schema=checkpoint.schema,
+        role=role,
+    )
+    checks = check_parity(role, graph, exported, examples)
+    if graph.input_names == graph.block_names:
+        checks += check_parity(role, graph, exported, edge_rows(checkpoint.schema, rows))
+    return exported.SerializeToString(), max(check.error for check in checks)
+
+
+def _examples(graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> Arrays:
+    """Inputs to compare a graph on, as torch takes them."""
+    num_rows = len(next(iter(rows.values())))
+    if graph.input_names == graph.block_names:
+        return select(rows, np.arange(PARITY_ROWS) % num_rows)
+    sizes = {
+        "z": checkpoint.model.latent_size,
+        "z_noise": checkpoint.model.latent_size,
+        "noise": checkpoint.model.num_noise,
+    }
+    return {
+        name: standard_normal(1, (PARITY_ROWS, sizes[name]), stream=index)
+        for index, name in enumerate(graph.input_names)
+    }
+
+
+def _golden(checkpoint: Checkpoint, sessions: Sessions, rows: Arrays) -> bytes:
+    """Rows in and numbers out, of every graph: the first held-out rows, and rows that no data set should hold."""
+    schema = checkpoint.schema
+    num_rows = len(next(iter(rows.values())))
+    plain = select(rows, np.arange(min(GOLDEN_ROWS, num_rows)))
+    edges = edge_rows(schema, rows)
+    raw = graph_inputs(schema, {name: np.concatenate([plain[name], edges[name]]) for name in plain})
+    golden = {}
+    for role, make in GRAPHS.items():
+        graph = make(checkpoint.model)
+        takes_columns = graph.input_names == graph.block_names
+        inputs = raw if takes_columns else select(_examples(graph, checkpoint, rows), np.arange(GOLDEN_ROWS))
+        golden[role] = {"in": inputs, "out": sessions.run(role, inputs)}
+    return write_golden(golden)
+
+
+def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], calibration: Calibration) -> dict[str, Any]:
+    model = checkpoint.model
+    return {
+        "model_id": hashlib.sha256(b"".join(graphs.values())).hexdigest(),
+        "schema": checkpoint.schema.to_json(),
+        "latent_size": model.latent_size,
+        "score": {"unit": "nats", "definition": SCORE_DEFINITION},
+        "calibration": calibration.to_json(),
+        "noise": {
+            "generator": "Philox4x32-10 and Box-Muller in float64",
+            "observation": {block.name: block.num_noise for block in model.column_blocks},
+        },
+        "metrics": checkpoint.metrics,
+        "versions": {
+            "parvae": __version__,
+            **{
+                package: metadata.version(package)
+                for package in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+            },
+        },
+    }
+
+
+def _verify(bundle: Bundle) -> None:
+    failed = [check for check in replay(bundle) if not check.passed]
+    if failed:
+        raise BundleError(f"the bundle does not replay its own golden rows ({failed[0]}); no bundle was written")

@@ -1,0 +1,89 @@
+"""The four graphs of a bundle, as torch modules over the very model that was trained.
+
+Inputs come in the order of `Schema.inputs`; categories are codes here, and strings once `onnx_graph` has put the
+lookup tables around the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from parvae_pipeline.model import VariationalAutoencoder
+
+
+class Graph(nn.Module):
+    """A module with named inputs and outputs."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def __init__(self, model: VariationalAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+        self.block_names = tuple(block.name for block in model.schema.inputs)
+
+    def raw(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Input tensors by block name."""
+        return dict(zip(self.block_names, tensors, strict=True))
+
+    def columns(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Output tensors in block order."""
+        return tuple(values[name] for name in self.block_names)
+
+
+class EncodeGraph(Graph):
+    """Raw columns -> mean and standard deviation (B, L) of the posterior."""
+
+    def __init__(self, model: VariationalAutoencoder) -> None:
+        super().__init__(model)
+        self.input_names, self.output_names = self.block_names, ("mean", "stddev")
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        mean, log_variance = self.model.posterior(self.raw(tensors))
+        return mean, torch.exp(0.5 * log_variance)
+
+
+class DecodeGraph(Graph):
+    """z (B, L) -> the expected columns in data units."""
+
+    def __init__(self, model: VariationalAutoencoder) -> None:
+        super().__init__(model)
+        self.input_names, self.output_names = ("z",), self.block_names
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        return self.columns(self.model.decode(z))
+
+
+class ScoreGraph(Graph):
+    """Raw columns -> score (B,) and contributions (B, columns + 1), in nats."""
+
+    def __init__(self, model: VariationalAutoencoder) -> None:
+        super().__init__(model)
+        self.input_names, self.output_names = self.block_names, ("score", "contributions")
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        terms = self.model.score_terms(self.raw(tensors))
+        contributions = torch.cat([terms.column_nats, terms.kl_nats.unsqueeze(1)], dim=1)
+        return contributions.sum(dim=1), contributions
+
+
+class SampleGraph(Graph):
+    """z_noise (B, L) and noise (B, num_noise), both standard normal -> drawn columns in data units."""
+
+    def __init__(self, model: VariationalAutoencoder) -> None:
+        super().__init__(model)
+        self.input_names, self.output_names = ("z_noise", "noise"), self.block_names
+
+    def forward(self, z_noise: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return self.columns(self.model.sample(z_noise, noise))
+
+
+GRAPHS: Mapping[str, Callable[[VariationalAutoencoder], Graph]] = {
+    "encode": EncodeGraph,
+    "decode": DecodeGraph,
+    "score": ScoreGraph,
+    "sample": SampleGraph,
+}

@@ -1,0 +1,151 @@
+"""Arrow tables, and dataframes that speak the Arrow C stream interface, as rows. Needs pyarrow; imported late."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from parvae.errors import DataError
+from parvae.rows import Arrays
+from parvae.schema import Column, ImageFacts, Role, Schema, VectorFacts, canonical_text, check_family, type_family
+
+
+class ArrowColumns:
+    """Columns of an Arrow table, read without a Python object a row."""
+
+    def __init__(self, rows: Any) -> None:
+        self._table = as_table(rows)
+        self.names = tuple(self._table.column_names)
+        self.num_rows = self._table.num_rows
+
+    def numbers(self, column: Column) -> NDArray[np.float64]:
+        values = self._checked(column)
+        if values.type != pa.float64():
+            values = values.cast(pa.float64(), safe=False)
+        return np.asarray(values.to_numpy(), dtype=np.float64)
+
+    def truths(self, column: Column) -> NDArray[np.float32]:
+        return np.asarray(self._checked(column).cast(pa.uint8()).cast(pa.float32()).to_numpy(), dtype=np.float32)
+
+    def levels(self, column: Column) -> tuple[list[str], NDArray[np.int64]]:
+        return distinct_levels(self._checked(column))
+
+    def elements(self, column: Column) -> NDArray[Any]:
+        return list_elements(column.name, self._checked(column))
+
+    def _checked(self, column: Column) -> pa.ChunkedArray:
+        values = self._table.column(column.name)
+        if pa.types.is_null(values.type):
+            return _nulls_for(column, len(values))
+        check_family(column, type_family(str(values.type)), str(values.type))
+        return values
+
+
+def distinct_levels(values: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct values as canonical text, and (n,) the index of each row's value among them."""
+    encoded = values.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    texts = [canonical_text(value) for value in encoded.dictionary.to_pylist()]
+    rows = pc.fill_null(encoded.indices.cast(pa.int64()), len(texts)).to_numpy(zero_copy_only=False)
+    return [*texts, canonical_text(None)], np.asarray(rows, dtype=np.int64)
+
+
+def list_elements(name: str, values: pa.ChunkedArray) -> NDArray[Any]:
+    """(n, d) the elements of a list column, as a view where Arrow's memory allows.
+
+    Raises DataError when a row or an element is null, or rows differ in length.
+    """
+    array = values.combine_chunks()
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    if array.null_count:
+        first = pc.index(array.is_null(), True).as_py()
+        raise DataError(f"column {name!r} is null in {array.null_count} rows (first: row {first}); fill or drop them")
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+    else:
+        lengths = pc.unique(pc.list_value_length(array)).to_pylist()
+        if len(lengths) > 1:
+            raise DataError(
+                f"column {name!r} holds lists of different lengths ({sorted(lengths)[:5]}); pad or drop them"
+            )
+        size = lengths[0] if lengths else 0
+    flat = array.flatten()
+    if flat.null_count:
+        raise DataError(f"column {name!r} has {flat.null_count} null elements inside its lists; fill them")
+    if type_family(str(flat.type)) not in ("integer", "floating"):
+        raise DataError(f"column {name!r} holds lists of {flat.type}; the model needs lists of numbers")
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), size)
+
+
+def as_table(rows: Any) -> pa.Table:
+    """Any Arrow-speaking object as a table, without a copy where its memory allows."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    return pa.table(rows)
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """The Arrow type of a column, from its printed name."""
+    text = column.arrow_type
+    if isinstance(column.facts, (VectorFacts, ImageFacts)):
+        size = column.facts.size if isinstance(column.facts, VectorFacts) else _num_pixels(column.facts)
+        element = column.facts.element if isinstance(column.facts, VectorFacts) else "uint8"
+        return pa.list_(pa.type_for_alias(element), size)
+    if text.startswith("dictionary"):
+        return pa.string()
+    decimal = re.fullmatch(r"decimal(\d+)\((\d+), (-?\d+)\)", text)
+    if decimal:
+        bits, precision, scale = map(int, decimal.groups())
+        return getattr(pa, f"decimal{bits}")(precision, scale)
+    return pa.type_for_alias(text)
+
+
+def to_array(column: Column, values: NDArray[Any], kind: pa.DataType | None = None) -> pa.Array:
+    """One column of `rows_from_outputs` as an Arrow array of `kind` (default: the type it was trained on)."""
+    kind = kind or arrow_type(column)
+    if column.role in (Role.VECTOR, Role.IMAGE):
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))).cast(kind)
+    if pa.types.is_decimal(kind):
+        return pa.array(np.round(values, kind.scale), from_pandas=True).cast(kind, safe=False)
+    if column.role is Role.NUMERIC and values.dtype.kind == "f" and pa.types.is_integer(kind):
+        return pa.array(np.rint(values), from_pandas=True).cast(kind, safe=False)
+    return pa.array(values, from_pandas=True).cast(kind)
+
+
+def to_table(schema: Schema, columns: Arrays) -> pa.Table:
+    """Columns made by a graph as a table in the types of the data set."""
+    return pa.table({name: to_array(schema[name], values) for name, values in columns.items()})
+
+
+def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
+    """`columns` put into a copy of `rows`: an Arrow table, or the dataframe kind that came."""
+    table = as_table(rows)
+    for name, values in columns.items():
+        field = table.schema.field(name)
+        array = to_array(schema[name], values, None if pa.types.is_null(field.type) else field.type)
+        table = table.set_column(table.schema.get_field_index(name), field.with_type(array.type), array)
+    module = type(rows).__module__.partition(".")[0]
+    if module == "pandas":
+        return table.to_pandas()
+    if module == "polars":
+        return sys.modules["polars"].from_arrow(table)
+    return table
+
+
+def _num_pixels(facts: ImageFacts) -> int:
+    return facts.height * facts.width * facts.channels
+
+
+def _nulls_for(column: Column, length: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(length, arrow_type(column))])

@@ -1,0 +1,124 @@
+"""The bundle `model.vae`: one stored zip with a manifest, the ONNX graphs and golden rows. Format 1.
+
+    manifest.json   format, model id, schema, latent size, score definition, calibration, sha256 of every other member
+    encode.onnx     raw columns -> mean, stddev of the posterior
+    decode.onnx     z -> columns in data units
+    score.onnx      raw columns -> score, contributions (nats)
+    sample.onnx     z_noise, noise -> columns in data units
+    golden.npz      rows in, numbers out: what `selftest` replays
+    card.md         the model in words
+
+A reader verifies every hash and the format before a session is opened. Nothing is ever extracted to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from parvae.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GRAPHS = ("encode", "decode", "score", "sample")
+REQUIRED_MEMBERS = (*(f"{graph}.onnx" for graph in GRAPHS), "golden.npz", "card.md")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed time stamps: the same members make the same file
+
+BundleSource = str | os.PathLike[str] | bytes | BinaryIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle in memory."""
+
+    manifest: Mapping[str, Any]
+    members: Mapping[str, bytes]
+    name: str
+    """Where it came from, for messages."""
+
+
+def read_bundle(source: BundleSource) -> Bundle:
+    """Read and verify a bundle from a path, bytes or a binary file object.
+
+    Raises BundleError when the file is missing, truncated, altered, not a bundle, or of a newer format.
+    """
+    name, content = _content_of(source)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if MANIFEST not in archive.namelist():
+                raise BundleError(f"{name} is a zip file without {MANIFEST}, so no bundle; give a file from vae-export")
+            manifest = json.loads(archive.read(MANIFEST))
+            _check_manifest(name, manifest)
+            members = {member: archive.read(member) for member in manifest["members"]}
+    except BundleError:
+        raise
+    except Exception as error:  # a damaged zip fails in many ways: BadZipFile, KeyError, zlib, struct, Unicode, JSON
+        raise BundleError(
+            f"{name} cannot be read as a bundle ({type(error).__name__}: {error}); "
+            "it is damaged or was never one: copy it again or export it anew"
+        ) from error
+    for member, facts in manifest["members"].items():
+        if hashlib.sha256(members[member]).hexdigest() != facts["sha256"]:
+            raise BundleError(f"{name}: {member} differs from its recorded hash; copy the file again or export it anew")
+    return Bundle(manifest=manifest, members=members, name=name)
+
+
+def bundle_bytes(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
+    """The content of a bundle file; `manifest` gets the format and the hash of every member."""
+    listing = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+        for name, content in members.items()
+    }
+    document = {"format": FORMAT, **manifest, "members": listing}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), json.dumps(document, indent=1, ensure_ascii=False))
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+    return buffer.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old one or the whole new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _content_of(source: BundleSource) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "the bundle", source
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            return str(source), Path(source).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{source} cannot be opened: {error.strerror}; give the path of a model.vae") from error
+    return str(getattr(source, "name", "the bundle")), source.read()
+
+
+def _check_manifest(name: str, manifest: Any) -> None:
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(found, int):
+        raise BundleError(f"{name}: {MANIFEST} states no format; give a file from vae-export")
+    if found > FORMAT:
+        raise BundleError(
+            f"{name} has bundle format {found}, newer than format {FORMAT} that this parvae reads; "
+            "upgrade it: pip install --upgrade parvae"
+        )
+    missing = [member for member in REQUIRED_MEMBERS if member not in manifest.get("members", {})]
+    if missing:
+        raise BundleError(f"{name} lacks {', '.join(missing)}; export it anew")

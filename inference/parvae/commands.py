@@ -1,0 +1,186 @@
+"""The verbs that run a bundle: score, encode, reconstruct, sample, info, selftest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parvae.console import Verb, json_option, print_result, print_table
+from parvae.errors import SettingError
+
+if TYPE_CHECKING:
+    from parvae.bulk import Transform
+    from parvae.model import VAE
+
+DEFAULT_ALPHA = 0.01
+
+model_argument = click.argument("model", type=click.Path())
+data_argument = click.argument("data", nargs=-1, required=True)
+output_option = click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A folder, or a .parquet file for one input."
+)
+threads_option = click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads."
+)
+
+
+@click.command(cls=Verb)
+@model_argument
+@data_argument
+@output_option
+@click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {DEFAULT_ALPHA}]")
+@threads_option
+@json_option
+def score(model: str, data: Sequence[str], output: Path, alpha: float | None, threads: int, as_json: bool) -> None:
+    """Score every row of DATA by MODEL: nats, p-value, and whether it is an anomaly.
+
+    Columns that the model does not cover (keys, labels, others) are carried through.
+    """
+    from parvae.bulk import score_transform
+    from parvae.model import load
+
+    loaded = load(model, threads=threads)
+    supported = _supported_alpha(loaded, alpha)
+    transform = score_transform(loaded, alpha=supported)
+    _bulk(loaded, data, output, transform, verb="score", settings=f"alpha={supported}", as_json=as_json)
+
+
+@click.command(cls=Verb)
+@model_argument
+@data_argument
+@output_option
+@threads_option
+@json_option
+def encode(model: str, data: Sequence[str], output: Path, threads: int, as_json: bool) -> None:
+    """Write the latent code of every row of DATA as a list of float32."""
+    from parvae.bulk import encode_transform
+    from parvae.model import load
+
+    loaded = load(model, threads=threads)
+    _bulk(loaded, data, output, encode_transform(loaded), verb="encode", settings="", as_json=as_json)
+
+
+@click.command(cls=Verb)
+@model_argument
+@data_argument
+@output_option
+@threads_option
+@json_option
+def reconstruct(model: str, data: Sequence[str], output: Path, threads: int, as_json: bool) -> None:
+    """Write DATA as MODEL expects it: every modelled column through encoder and decoder."""
+    from parvae.bulk import reconstruct_transform
+    from parvae.model import load
+
+    loaded = load(model, threads=threads)
+    _bulk(loaded, data, output, reconstruct_transform(loaded), verb="reconstruct", settings="", as_json=as_json)
+
+
+@click.command(cls=Verb)
+@model_argument
+@click.option("-n", "--num-rows", default=1000, show_default=True, type=click.IntRange(min=0), help="Rows to draw.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .parquet file.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same rows.")
+@click.option("--pixel-noise", is_flag=True, help="Draw every pixel of images instead of the expected image.")
+@threads_option
+@json_option
+def sample(model: str, num_rows: int, output: Path, seed: int, pixel_noise: bool, threads: int, as_json: bool) -> None:
+    """Draw new rows from MODEL into one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from parvae.arrow import to_table
+    from parvae.bundle import write_whole
+    from parvae.model import load
+
+    loaded = load(model, threads=threads)
+    table = to_table(loaded.schema, loaded.sample(num_rows, seed=seed, pixel_noise=pixel_noise))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"parvae.model_id": loaded.model_id, "parvae.seed": str(seed)}), sink)
+    write_whole(output, sink.getvalue().to_pybytes())
+    print_result({"rows": table.num_rows, "seed": seed, "output": str(output)}, as_json=as_json)
+
+
+@click.command(cls=Verb)
+@click.argument("file", type=click.Path())
+@json_option
+def info(file: str, as_json: bool) -> None:
+    """Say what a bundle holds: figures, columns, how it was made."""
+    from parvae.bundle import read_bundle
+    from parvae.selftest import describe
+
+    bundle = read_bundle(file)
+    print_result(describe(bundle), as_json=as_json)
+    if not as_json:
+        click.echo()
+        columns = bundle.manifest["schema"]["columns"]
+        rows = [(column["name"], column["role"], column["arrow_type"], column["reason"]) for column in columns]
+        print_table(("column", "role", "type", "reason"), rows)
+
+
+@click.command(cls=Verb)
+@model_argument
+@threads_option
+@json_option
+def selftest(model: str, threads: int, as_json: bool) -> None:
+    """Replay the golden rows of MODEL: does this machine give the numbers that were verified at export?"""
+    from parvae.bundle import read_bundle
+    from parvae.selftest import replay, summarise
+
+    checks = replay(read_bundle(model), threads=threads)
+    print_result(summarise(checks), as_json=as_json)
+    if not all(check.passed for check in checks):
+        raise SystemExit(1)
+
+
+def _supported_alpha(vae: VAE, alpha: float | None) -> float | None:
+    """The alpha to flag by; None when none was asked for and the calibration supports no default."""
+    smallest = vae.smallest_alpha
+    if alpha is None and smallest > DEFAULT_ALPHA:
+        click.echo(
+            f"note: no is_anomaly column, because the model has too few calibration rows for alpha {DEFAULT_ALPHA}; "
+            f"name one of at least {smallest:.2g} with --alpha",
+            err=True,
+        )
+        return None
+    alpha = DEFAULT_ALPHA if alpha is None else alpha
+    if not 0 < alpha < 1 or alpha < smallest:
+        raise SettingError(f"--alpha is {alpha}; with this model it must lie between {smallest:.2g} and 1")
+    return alpha
+
+
+def _bulk(
+    vae: VAE,
+    data: Sequence[str],
+    output: Path,
+    transform: Transform,
+    *,
+    verb: str,
+    settings: str,
+    as_json: bool,
+) -> None:
+    """Run a transform over files, print one line a file and the totals, exit 1 when a file failed."""
+    from parvae.bulk import ERRORS_NAME, plan, run
+    from parvae.files import find_files
+
+    stamp = {"parvae.verb": verb, "parvae.settings": settings, "parvae.model_id": vae.model_id}
+    started_s = time.monotonic()
+    totals: dict[str, Any] = {"files": 0, "rows": 0, "already_done": 0, "failed": 0}
+    for outcome in run(plan(find_files(data), output), transform, stamp=stamp, output=output):
+        totals["files"] += 1
+        totals["rows"] += outcome.num_rows
+        totals["already_done"] += outcome.skipped
+        totals["failed"] += outcome.error is not None
+        if outcome.error is not None:
+            click.echo(f"failed: {outcome.error}", err=True)
+    elapsed_s = time.monotonic() - started_s
+    if not totals["already_done"]:
+        totals["rows_per_s"] = round(totals["rows"] / max(elapsed_s, 1e-9))
+    totals["output"] = str(output)
+    print_result(totals, as_json=as_json)
+    if totals["failed"]:
+        click.echo(f"{totals['failed']} of {totals['files']} files failed; they are listed in {ERRORS_NAME}", err=True)
+        raise SystemExit(1)

@@ -1,0 +1,122 @@
+"""Data sets as files: a file, a folder, a glob, a list, or any of these behind a URL. Needs pyarrow; imported late."""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from parvae.errors import DataError, listed
+
+SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One Parquet file of a data set."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    """Path inside the filesystem."""
+    relative_path: str
+    """Path below the folder or glob that named it; outputs are named by it."""
+    num_bytes: int
+    modified_ns: int
+
+    def open(self) -> pq.ParquetFile:
+        """The file, footer read.
+
+        Raises DataError when it is no Parquet file.
+        """
+        try:
+            return pq.ParquetFile(self.path, filesystem=self.filesystem)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} cannot be read as Parquet ({error}); replace it or leave it out") from error
+
+
+def find_files(paths: Sequence[str]) -> list[DataFile]:
+    """All Parquet files that `paths` name, in the order of `paths`, those of a folder or glob sorted by path.
+
+    Hidden files and those that start with an underscore are left out of folders.
+    Raises DataError when a path does not exist, a folder or glob holds no Parquet file.
+    """
+    if not paths:
+        raise DataError("no data given: name a Parquet file, a folder, a glob or a URL")
+    files = [file for path in paths for file in _files_of(path)]
+    return list({file.path: file for file in files}.values())
+
+
+def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that a path or URL names, and the path inside it."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), posixpath.abspath(path)
+    try:
+        filesystem, inside = pafs.FileSystem.from_uri(path)
+        return filesystem, str(inside)
+    except pa.ArrowInvalid:
+        scheme = path.partition("://")[0]
+        try:
+            import fsspec
+
+            filesystem, inside = fsspec.core.url_to_fs(path)
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{path}: no filesystem for {scheme}:// ({error}); install its fsspec package") from error
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inside
+
+
+def _files_of(path: str) -> list[DataFile]:
+    is_glob = any(character in path for character in "*?[")
+    root = path if not is_glob else path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0] or "."
+    filesystem, inside = filesystem_of(root)
+    try:
+        info = filesystem.get_file_info(inside)
+    except OSError as error:
+        raise DataError(f"{path} cannot be reached ({error}); check the address and your access") from error
+    if info.type == pafs.FileType.File and not is_glob:
+        return [_data_file(filesystem, info, posixpath.dirname(inside))]
+    if info.type != pafs.FileType.Directory:
+        raise DataError(f"{path} does not exist; give a Parquet file, a folder, a glob or a URL")
+    pattern = None
+    if is_glob:
+        pattern = posixpath.join(inside, path[len(root) :].lstrip("/") if root != "." else path.removeprefix("./"))
+    entries = filesystem.get_file_info(pafs.FileSelector(inside, recursive=True))
+    found = [_data_file(filesystem, entry, inside) for entry in entries if _is_data(entry, inside, pattern)]
+    if not found:
+        kinds = sorted({posixpath.splitext(entry.path)[1] for entry in entries if entry.type == pafs.FileType.File})
+        raise DataError(
+            f"{path} holds no Parquet file (looked for {', '.join('*' + suffix for suffix in SUFFIXES)}; "
+            f"it has files of kind {listed(kinds)})"
+        )
+    return sorted(found, key=lambda file: file.path)
+
+
+def _is_data(entry: pafs.FileInfo, root: str, pattern: str | None) -> bool:
+    if entry.type != pafs.FileType.File:
+        return False
+    if pattern is not None:
+        return _matches(entry.path, pattern)
+    parts = posixpath.relpath(entry.path, root).split("/")
+    return entry.path.endswith(SUFFIXES) and not any(part.startswith((".", "_")) for part in parts)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Shell rules: * stays inside a folder, ** crosses folders."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*").replace("**", "*"))
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _data_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, root: str) -> DataFile:
+    return DataFile(
+        filesystem=filesystem,
+        path=info.path,
+        relative_path=posixpath.relpath(info.path, root),
+        num_bytes=info.size or 0,
+        modified_ns=info.mtime_ns or 0,
+    )

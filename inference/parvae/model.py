@@ -1,0 +1,165 @@
+"""The loaded model: what an application embeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from parvae.bundle import GRAPHS, Bundle, BundleSource, read_bundle
+from parvae.errors import DataError, SettingError
+from parvae.noise import standard_normal
+from parvae.rows import Arrays, in_the_form_of, read_inputs, rows_from_outputs
+from parvae.schema import Role, Schema
+from parvae.scores import Calibration, Scores
+from parvae.sessions import Sessions
+
+LATENT_PART = "(latent)"
+_CHUNK_BYTES = 8 << 20
+_CHUNK_ROWS = 1024  # throughput is flat from 64 to 4,096 rows; memory is not
+
+
+def load(source: BundleSource, *, threads: int = 1, low_memory: bool = False) -> VAE:
+    """Open and verify a bundle.
+
+    `source` is a path, bytes or a binary file object. `threads` is what every graph may use; `low_memory` trades some
+    speed for memory that is given back after each call.
+
+    Raises BundleError when the bundle is damaged, altered or too new.
+    """
+    if not isinstance(threads, int) or threads < 1:
+        raise SettingError(f"threads is {threads!r}; it must be a whole number, at least 1")
+    return VAE(read_bundle(source), threads=threads, low_memory=low_memory)
+
+
+class VAE:
+    """A variational autoencoder on onnxruntime. Immutable, thread-safe, picklable, safe to use after a fork.
+
+    Letters in shapes: n rows, latent = `latent_size`.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, low_memory: bool = False) -> None:
+        self._bundle = bundle
+        self._schema = Schema.from_json(bundle.manifest["schema"])
+        self._calibration = Calibration.from_json(bundle.manifest["calibration"])
+        graphs = {graph: bundle.members[f"{graph}.onnx"] for graph in GRAPHS}
+        self._sessions = Sessions(graphs, threads=threads, low_memory=low_memory)
+
+    @property
+    def schema(self) -> Schema:
+        """The columns the model knows."""
+        return self._schema
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """All that the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def model_id(self) -> str:
+        """Hash of the graphs: equal ids give equal numbers."""
+        return str(self._bundle.manifest["model_id"])
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers in one code."""
+        return int(self._bundle.manifest["latent_size"])
+
+    @property
+    def smallest_alpha(self) -> float:
+        """The smallest alpha that the calibration rows support."""
+        return 1.0 / (1 + len(self._calibration.scores))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the contributions to a score: the modelled columns, then the latent code."""
+        return (*(column.name for column in self._schema.modelled), LATENT_PART)
+
+    def encode(self, rows: Any) -> NDArray[np.float32]:
+        """Codes (n, latent): the mean of the posterior of each row.
+
+        Raises DataError naming the column when one is missing or of another type; so do all verbs that take rows.
+        """
+        return self._run_rows("encode", rows)["mean"]
+
+    def decode(self, codes: ArrayLike) -> Arrays:
+        """Columns by name, as the model expects them at `codes` (n, latent)."""
+        z = np.asarray(codes, dtype=np.float32)
+        if z.ndim != 2 or z.shape[1] != self.latent_size:
+            raise DataError(f"codes have shape {z.shape}; decode needs (rows, {self.latent_size})")
+        return rows_from_outputs(self._schema, self._run("decode", {"z": z}, len(z)))
+
+    def reconstruct(self, rows: Any) -> Any:
+        """The rows with every modelled column replaced by what the model expects; other columns pass through."""
+        return in_the_form_of(rows, self._schema, self.decode(self.encode(rows)))
+
+    def score(self, rows: Any) -> Scores:
+        """What each row costs under the model, in nats, with the contribution of each column."""
+        outputs = self._run_rows("score", rows)
+        return Scores(
+            nats=outputs["score"],
+            contributions=outputs["contributions"],
+            parts=self.parts,
+            calibration=self._calibration,
+            reconstruct=lambda: self.reconstruct(rows),
+        )
+
+    def sample(self, num_rows: int, *, seed: int = 0, pixel_noise: bool = False) -> Arrays:
+        """Rows drawn from the model, as arrays by column name; the same seed gives the same rows on every machine.
+
+        Images come as the expected image unless `pixel_noise` asks for a draw of every pixel; all other columns are
+        drawn. Keys and labels are no part of the model and so not of the sample.
+
+        Raises SettingError when `num_rows` is negative or the seed no whole number from 0 to 2**64 - 1.
+        """
+        if not isinstance(num_rows, (int, np.integer)) or num_rows < 0:
+            raise SettingError(f"num_rows is {num_rows!r}; it must be a whole number, 0 or more")
+        outputs = [
+            self._sessions.run("sample", self.sample_noise(min(size, num_rows - first), seed, first, pixel_noise))
+            for size in [self._chunk_rows()]
+            for first in range(0, max(num_rows, 1), size)
+        ]
+        return rows_from_outputs(self._schema, _joined(outputs))
+
+    def sample_noise(self, num_rows: int, seed: int, first_row: int = 0, pixel_noise: bool = False) -> Arrays:
+        """The noise that `sample` feeds its graph: z_noise (n, latent) and noise (n, all observation noise)."""
+        sizes = self.manifest["noise"]["observation"]
+        z_noise = standard_normal(seed, (num_rows, self.latent_size), first_row=first_row)
+        images = {block.name for block in self._schema.inputs if block.role is Role.IMAGE}
+        blocks = [
+            np.zeros((num_rows, size), np.float32)
+            if name in images and not pixel_noise
+            else standard_normal(seed, (num_rows, size), stream=1 + index, first_row=first_row)
+            for index, (name, size) in enumerate(sizes.items())
+        ]
+        return {"z_noise": z_noise, "noise": np.concatenate(blocks, axis=1)}
+
+    def __repr__(self) -> str:
+        names = ", ".join(column.name for column in self._schema.modelled[:6])
+        more = ", ..." if len(self._schema.modelled) > 6 else ""
+        return f"<parvae.VAE {self.model_id[:12]} latent_size={self.latent_size} columns=({names}{more})>"
+
+    def _run_rows(self, graph: str, rows: Any) -> Arrays:
+        inputs, num_rows = read_inputs(self._schema, rows)
+        return self._run(graph, inputs, num_rows)
+
+    def _run(self, graph: str, inputs: Arrays, num_rows: int) -> Arrays:
+        size = self._chunk_rows()
+        if num_rows <= size:
+            return self._sessions.run(graph, inputs)
+        outputs = [
+            self._sessions.run(graph, {name: array[first : first + size] for name, array in inputs.items()})
+            for first in range(0, num_rows, size)
+        ]
+        return _joined(outputs)
+
+    def _chunk_rows(self) -> int:
+        # Network layers are about as wide as a row; four of them at a time bound the memory of a call.
+        width = sum(int(np.prod(block.row_shape)) for block in self._schema.inputs)
+        return max(16, min(_CHUNK_ROWS, _CHUNK_BYTES // (4 * 4 * width)))
+
+
+def _joined(outputs: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}

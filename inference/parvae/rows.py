@@ -1,0 +1,237 @@
+"""Rows in and rows out: from what an application holds to the tensors of the graphs, and back.
+
+Rows are a mapping of column name to array, an Arrow table, or any dataframe that offers the Arrow C stream interface.
+Letters in shapes: n rows, d elements of a vector, (h, w, c) height, width and channels of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parvae.errors import DataError, MissingExtraError
+from parvae.schema import (
+    NULL_TEXT,
+    CategoryFacts,
+    Column,
+    ImageFacts,
+    Input,
+    Role,
+    Schema,
+    VectorFacts,
+    canonical_text,
+    check_family,
+    require_columns,
+)
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Columns(Protocol):
+    """Rows whose columns can be read as arrays; every method checks the type and names the column when it fails."""
+
+    names: tuple[str, ...]
+    num_rows: int
+
+    def numbers(self, column: Column) -> NDArray[np.float64]:
+        """(n,) values, NaN where null."""
+
+    def truths(self, column: Column) -> NDArray[np.float32]:
+        """(n,) 0 or 1, NaN where null."""
+
+    def levels(self, column: Column) -> tuple[list[str], NDArray[np.int64]]:
+        """Distinct values as canonical text, and (n,) the index of each row's value among them."""
+
+    def elements(self, column: Column) -> NDArray[Any]:
+        """(n, d) elements of a list column."""
+
+
+def columns_of(rows: Any) -> Columns:
+    """The adapter for what the caller brought.
+
+    Raises DataError when it is nothing that holds named columns, MissingExtraError when Arrow data comes and pyarrow
+    is not installed.
+    """
+    if isinstance(rows, Mapping):
+        return MappingColumns(rows)
+    if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
+        columns: Columns = _arrow().ArrowColumns(rows)
+        return columns
+    raise DataError(
+        f"rows are a {type(rows).__name__}; give a mapping of column name to array, an Arrow table, "
+        "or a dataframe that offers __arrow_c_stream__ (pandas, polars)"
+    )
+
+
+def read_inputs(schema: Schema, rows: Any) -> tuple[Arrays, int]:
+    """The input tensors of the graphs, by name, and the number of rows.
+
+    Raises DataError naming the column that is missing, comes twice, or has a type or length the model cannot read.
+    """
+    columns = columns_of(rows)
+    require_columns(schema, columns.names)
+    return {block.name: read_block(block, columns) for block in schema.inputs}, columns.num_rows
+
+
+def read_block(block: Input, columns: Columns) -> NDArray[Any]:
+    """One input tensor: (n, *block.row_shape) of block.dtype."""
+    if block.role is Role.CATEGORY:
+        texts = np.empty((columns.num_rows, len(block.columns)), dtype=object)
+        for index, column in enumerate(block.columns):
+            levels, rows = columns.levels(column)
+            texts[:, index] = np.array([*levels, ""], dtype=object)[rows]
+        return texts
+    if block.role in (Role.NUMERIC, Role.BOOLEAN):
+        read = columns.numbers if block.role is Role.NUMERIC else columns.truths
+        packed = np.empty((columns.num_rows, len(block.columns)), dtype=block.dtype)
+        for index, column in enumerate(block.columns):
+            packed[:, index] = read(column)
+        return packed
+    elements = columns.elements(block.columns[0])
+    return np.ascontiguousarray(_cast_elements(block, elements)).reshape(-1, *block.row_shape)
+
+
+def _cast_elements(block: Input, elements: NDArray[Any]) -> NDArray[Any]:
+    (column,) = block.columns
+    size = int(np.prod(block.row_shape))
+    if elements.shape[1] != size:
+        raise DataError(f"column {column.name!r} has {elements.shape[1]} elements a row; the model needs {size}")
+    if block.dtype == "float32":
+        return elements.astype(np.float32, copy=False)
+    if elements.dtype != np.uint8:
+        if elements.size and not (np.all(elements >= 0) and np.all(elements <= 255) and np.all(elements % 1 == 0)):
+            raise DataError(f"column {column.name!r} has elements that are not whole numbers from 0 to 255")
+        return elements.astype(np.uint8)
+    return elements
+
+
+def rows_from_outputs(schema: Schema, outputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Columns by name from the output tensors of a graph, in the types of the data set.
+
+    Integers come as their own type unless a null forces float64; categories as object arrays with None for null;
+    vectors as (n, d), images as (n, h, w, c).
+    """
+    columns: Arrays = {}
+    for block in schema.inputs:
+        values = outputs[block.name]
+        for index, column in enumerate(block.columns):
+            packed = block.role in (Role.NUMERIC, Role.BOOLEAN, Role.CATEGORY)
+            columns[column.name] = _restore(column, values[:, index] if packed else values)
+    return {column.name: columns[column.name] for column in schema if column.is_modelled}
+
+
+def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
+    if isinstance(column.facts, (VectorFacts, ImageFacts)):
+        return values
+    if isinstance(column.facts, CategoryFacts):
+        parsers: dict[str, Callable[[str], Any]] = {
+            "integer": int,
+            "floating": float,
+            "boolean": lambda text: text == "true",
+        }
+        parse = parsers.get(column.family, str)
+        parsed: dict[str, Any] = {text: parse(text) for text in set(values.tolist()) - {NULL_TEXT}}
+        return np.array([parsed.get(text) for text in values.tolist()], dtype=object)
+    present = ~np.isnan(values)
+    if column.role is Role.BOOLEAN:
+        if present.all():
+            return values > 0.5
+        return np.array(
+            [bool(value > 0.5) if known else None for value, known in zip(values, present, strict=True)], dtype=object
+        )
+    if column.family == "integer" and present.all():
+        bounds = np.iinfo(column.arrow_type)
+        # float64 cannot hold the largest int64: clip just inside before the cast.
+        low, high = float(bounds.min), np.nextafter(float(bounds.max), 0) if bounds.bits == 64 else float(bounds.max)
+        whole: NDArray[Any] = np.clip(np.rint(values), low, high).astype(column.arrow_type)
+        return whole
+    kinds = {"halffloat": np.float16, "float": np.float32}
+    return values.astype(kinds.get(column.arrow_type, np.float64))
+
+
+def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
+    """`columns` in the kind of container that `rows` is; what the model does not cover passes through."""
+    if isinstance(rows, Mapping):
+        return {**rows, **columns}
+    return _arrow().in_the_form_of(rows, schema, columns)
+
+
+def _arrow() -> Any:
+    try:
+        from parvae import arrow
+    except ImportError as error:
+        raise MissingExtraError(
+            "Arrow tables and dataframes need pyarrow: pip install 'parvae[parquet]' (or pass a mapping of arrays)"
+        ) from error
+    return arrow
+
+
+class MappingColumns:
+    """A mapping of column name to numpy array (or list)."""
+
+    def __init__(self, rows: Mapping[str, Any]) -> None:
+        self._arrays = {name: _as_array(name, values) for name, values in rows.items()}
+        self.names = tuple(self._arrays)
+        lengths = {name: len(array) for name, array in self._arrays.items()}
+        self.num_rows = next(iter(lengths.values()), 0)
+        for name, length in lengths.items():
+            if length != self.num_rows:
+                raise DataError(f"column {name!r} has {length} rows and column {self.names[0]!r} {self.num_rows}")
+
+    def numbers(self, column: Column) -> NDArray[np.float64]:
+        array = self._scalars(column)
+        if array.dtype == object:
+            array = np.array([np.nan if value is None else value for value in array.tolist()])
+        return array.astype(np.float64, copy=False)
+
+    def truths(self, column: Column) -> NDArray[np.float32]:
+        array = self._scalars(column)
+        if array.dtype == object:
+            array = np.array([np.nan if value is None else float(value) for value in array.tolist()])
+        return array.astype(np.float32)
+
+    def levels(self, column: Column) -> tuple[list[str], NDArray[np.int64]]:
+        array = self._scalars(column)
+        seen: dict[Any, int] = {}
+        rows = np.fromiter((seen.setdefault(value, len(seen)) for value in array.tolist()), np.int64, self.num_rows)
+        return [canonical_text(value) for value in seen], rows
+
+    def elements(self, column: Column) -> NDArray[Any]:
+        array = self._arrays[column.name]
+        if array.dtype == object or array.ndim < 2:
+            raise DataError(
+                f"column {column.name!r} must be an array of shape (rows, elements) with numbers; "
+                f"it is {array.dtype} of shape {array.shape}"
+            )
+        check_family(column, "list" if array.dtype.kind in "iufb" else "other", str(array.dtype))
+        return array.reshape(len(array), int(np.prod(array.shape[1:])))
+
+    def _scalars(self, column: Column) -> NDArray[Any]:
+        array = self._arrays[column.name]
+        if array.ndim != 1:
+            raise DataError(f"column {column.name!r} must have one value a row; it has shape {array.shape}")
+        check_family(column, _numpy_family(array, column), str(array.dtype))
+        return array
+
+
+def _as_array(name: str, values: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"column {name!r} cannot be read as an array: its rows differ in length") from error
+    if array.ndim == 0:
+        raise DataError(f"column {name!r} is a single value; give one value a row, for example [{values!r}]")
+    return array
+
+
+def _numpy_family(array: NDArray[Any], column: Column) -> str:
+    if array.dtype == object:
+        known = next((value for value in array.tolist() if value is not None and value == value), None)
+        if known is None:
+            return column.family
+        array = np.asarray(known)
+    families = {"i": "integer", "u": "integer", "f": "floating", "b": "boolean", "U": "text", "T": "text"}
+    return families.get(array.dtype.kind, "other")

@@ -1,0 +1,1 @@
+"""parvae_pipeline: from Parquet to a trained variational autoencoder."""

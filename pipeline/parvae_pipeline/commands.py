@@ -1,0 +1,150 @@
+"""The verb `train`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from parvae.console import Verb, json_option, print_result, print_table
+from parvae.errors import SettingError
+
+if TYPE_CHECKING:
+    from parvae_pipeline.config import RunSettings
+    from parvae_pipeline.train import Plan
+    from parvae_pipeline.trainer import Report
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@click.command(cls=Verb)
+@click.argument("data", nargs=-1)
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="The run folder.")
+@click.option("--config", type=click.Path(), help="Settings in TOML, like the run.toml of a run folder.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. model.width=256.")
+@click.option(
+    "--budget", metavar="TIME", help="Wall time for the run: 90s, 10m, 2h.  [default: ~100 epochs, at most 30m]"
+)
+@click.option("--columns", default="", metavar="NAME:ROLE,...", help="Roles that overrule what the data suggest.")
+@click.option("--label", help="A column to carry through, never to model.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, with its settings.")
+@json_option
+def train(
+    data: Sequence[str],
+    folder: Path,
+    config: str | None,
+    assignments: Sequence[str],
+    budget: str | None,
+    columns: str,
+    label: str | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a variational autoencoder on DATA: Parquet files, folders, globs or URLs.
+
+    The same command again resumes a run that was stopped.
+    """
+    from parvae_pipeline.train import train as run_training
+
+    settings = _settings(data, folder, config, assignments, budget, columns, label, resume)
+    result = run_training(
+        settings,
+        folder,
+        announce=lambda plan: None if as_json else _print_plan(plan),
+        report=lambda report: None if as_json else _print_report(report),
+    )
+    if not as_json:
+        click.echo()
+    print_result(
+        {
+            "negative_elbo_nats": result.negative_elbo_nats,
+            "rate_nats": result.rate_nats,
+            "distortion_nats": result.distortion_nats,
+            "steps": result.num_steps,
+            "skipped_steps": result.num_skipped_steps,
+            "seconds": round(result.elapsed_s, 1),
+            "training_rows": result.num_training_rows,
+            "held_out_rows": result.num_held_out_rows,
+            "checkpoint": str(result.checkpoint_path),
+        },
+        as_json=as_json,
+    )
+    if not as_json:
+        click.echo(f"next: vae export {result.checkpoint_path}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90s", "10m", "2h" or a plain number of seconds.
+
+    >>> parse_duration("10m")
+    600.0
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise SettingError(f"--budget {text}: write a time like 90s, 10m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _settings(
+    data: Sequence[str],
+    folder: Path,
+    config: str | None,
+    assignments: Sequence[str],
+    budget: str | None,
+    columns: str,
+    label: str | None,
+    resume: bool,
+) -> RunSettings:
+    """Defaults, then the file, then --set, then the options."""
+    from parvae_pipeline.config import RunSettings, merged, parse_assignment, read_toml
+    from parvae_pipeline.roles import parse_overrides
+    from parvae_pipeline.run_folder import RunFolder
+
+    if resume:
+        if data or config or assignments or budget or columns or label:
+            raise SettingError("--resume takes its settings from the run folder; leave out the others")
+        return RunFolder(folder).settings()
+    options: dict[str, Any] = {}
+    if data:
+        options["data.paths"] = [path if "://" in path else str(Path(path).absolute()) for path in data]
+    if columns:
+        options["data.columns"] = parse_overrides(columns)
+    if label is not None:
+        options["data.label"] = label
+    if budget is not None:
+        options["train.budget_s"] = parse_duration(budget)
+    document = merged(read_toml(config) if config else {}, dict(map(parse_assignment, assignments)))
+    settings = RunSettings.from_mapping(merged(document, options))
+    if not settings.data.paths:
+        raise SettingError("no DATA given: name a Parquet file, a folder, a glob or a URL")
+    return settings
+
+
+def _print_plan(plan: Plan) -> None:
+    print_table(
+        ("column", "role", "type", "reason"),
+        [(column.name, column.role.value, column.arrow_type, column.reason) for column in plan.schema],
+    )
+    click.echo()
+    resumed = f", resumed at step {plan.resumed_at_step:,}" if plan.resumed_at_step else ""
+    click.echo(
+        f"{plan.num_training_rows:,} rows to train on and {plan.num_held_out_rows:,} held out, from {plan.num_files} "
+        f"files; {plan.architecture.network} network, {plan.num_weights:,} weights, "
+        f"latent size {plan.architecture.latent_size}, batch size {plan.batch_size}{resumed}"
+    )
+    ignored = [column for column in plan.schema if column.role.value == "ignored" and "--columns" not in column.reason]
+    for column in ignored:
+        click.echo(f"warning: column {column.name!r} is ignored: {column.reason}", err=True)
+
+
+def _print_report(report: Report) -> None:
+    progress, validation = report.progress, report.validation
+    skipped = f", {progress.num_skipped} skipped" if progress.num_skipped else ""
+    click.echo(
+        f"step {progress.step:>7,} of {progress.total_steps:,}: {validation.negative_elbo_nats:.3f} nats a row "
+        f"held out (distortion {validation.distortion_nats:.3f} + rate {validation.rate_nats:.3f}), "
+        f"{report.rows_per_s:,.0f} rows/s{skipped}{' *' if report.is_best else ''}"
+    )

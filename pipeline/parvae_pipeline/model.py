@@ -1,0 +1,158 @@
+"""The variational autoencoder: blocks, encoder, posterior, prior, decoder, and the ELBO that ties them.
+
+Letters in shapes: B rows, L latent dimensions, P decoder outputs, K columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from parvae.errors import SettingError
+from parvae.schema import Schema
+from parvae_pipeline.blocks import BLOCKS, Block, ImageBlock
+from parvae_pipeline.networks import NETWORKS, Size
+from parvae_pipeline.priors import PRIORS
+
+RawBatch = Mapping[str, Tensor]
+"""Input tensors by block name: what the graphs take, with codes in place of strings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Every choice that fixes the shape of the weights; stored in the checkpoint."""
+
+    network: str
+    prior: str
+    latent_size: int
+    width: int
+    depth: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        for kind, name, table in (("network", self.network, NETWORKS), ("prior", self.prior, PRIORS)):
+            if name not in table:
+                raise SettingError(f"{name!r} is no {kind}; there are {', '.join(table)}")
+
+
+class ElboTerms(NamedTuple):
+    """The terms of the ELBO, for every row."""
+
+    column_nats: Tensor
+    """(B, K) minus the log-likelihood of every column: the distortion."""
+    kl_nats: Tensor
+    """(B,) from posterior to prior: the rate."""
+
+    @property
+    def negative_elbo_nats(self) -> Tensor:
+        """(B,) distortion plus rate."""
+        return self.column_nats.sum(dim=1) + self.kl_nats
+
+
+class VariationalAutoencoder(nn.Module):
+    """p(x) = integral of p(x | z) p(z), with an encoder for q(z | x) = N(mean, exp(log_variance))."""
+
+    def __init__(self, schema: Schema, architecture: Architecture) -> None:
+        super().__init__()
+        self.schema, self.architecture = schema, architecture
+        blocks: list[Block] = [BLOCKS[block.role](block, schema.num_rows) for block in schema.inputs]
+        # `schema.inputs` puts images last, where the image network looks for its image.
+        self.blocks = nn.ModuleList(blocks)
+        encoder, decoder = NETWORKS[architecture.network]
+        size = _network_size(blocks, architecture)
+        self.encoder = encoder(size)
+        self.decoder = decoder(size)
+        self.prior = PRIORS[architecture.prior](architecture.latent_size)
+        signs = torch.randint(0, 2, (architecture.latent_size,), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("score_signs", 2.0 * signs - 1.0)
+
+    score_signs: Tensor
+
+    @property
+    def latent_size(self) -> int:
+        """L."""
+        return self.architecture.latent_size
+
+    @property
+    def column_blocks(self) -> list[Block]:
+        """The blocks, in the order of `Schema.inputs`."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
+    def num_noise(self) -> int:
+        """Standard normal numbers that one drawn row takes beside those of the latent code."""
+        return sum(block.num_noise for block in self.column_blocks)
+
+    def posterior(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, L) of q(z | x)."""
+        features = torch.cat([block.features(raw[block.name]) for block in self.column_blocks], dim=1)
+        mean, log_variance = self.encoder(features)
+        return mean, log_variance
+
+    def elbo_terms(self, raw: RawBatch, noise: Tensor) -> ElboTerms:
+        """The ELBO with one code a row, drawn with standard normal `noise` (B, L)."""
+        mean, log_variance = self.posterior(raw)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        return ElboTerms(self.column_nats(raw, z), self.prior.kl(mean, log_variance, z))
+
+    def score_terms(self, raw: RawBatch) -> ElboTerms:
+        """The ELBO without chance: the mean over the codes mean + s * stddev and mean - s * stddev, s fixed signs.
+
+        The two points have exactly the mean and the variances of the posterior, so the result is exact where the
+        log-likelihood is quadratic in every latent dimension. Used by validation, calibration and the `score` graph.
+        """
+        mean, log_variance = self.posterior(raw)
+        step = torch.exp(0.5 * log_variance) * self.score_signs
+        nats = 0.5 * (self.column_nats(raw, mean + step) + self.column_nats(raw, mean - step))
+        rate = 0.5 * (self.prior.kl(mean, log_variance, mean + step) + self.prior.kl(mean, log_variance, mean - step))
+        return ElboTerms(nats, rate)
+
+    def column_nats(self, raw: RawBatch, z: Tensor) -> Tensor:
+        """(B, K) minus log p(column | z), in block order."""
+        parameters = self._decoder_outputs(z)
+        terms = [-block.log_prob(parameters[block.name], raw[block.name]) for block in self.column_blocks]
+        return torch.cat(terms, dim=1)
+
+    def decode(self, z: Tensor) -> dict[str, Tensor]:
+        """The expected row at codes `z` (B, L), in data units, by block name."""
+        parameters = self._decoder_outputs(z)
+        return {block.name: block.mean(parameters[block.name]) for block in self.column_blocks}
+
+    def sample(self, z_noise: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Rows drawn with standard normal `z_noise` (B, L) and `noise` (B, num_noise), by block name."""
+        parameters = self._decoder_outputs(self.prior.sample(z_noise))
+        parts = torch.split(noise, [block.num_noise for block in self.column_blocks], dim=1)
+        return {
+            block.name: block.draw(parameters[block.name], part)
+            for block, part in zip(self.column_blocks, parts, strict=True)
+        }
+
+    @torch.no_grad()
+    def start_from(self, raw: RawBatch) -> None:
+        """Set the output biases so that the decoder begins with the marginals of these rows."""
+        self.decoder.start_at(torch.cat([block.initial_parameters(raw[block.name]) for block in self.column_blocks]))
+
+    def _decoder_outputs(self, z: Tensor) -> dict[str, Tensor]:
+        sizes = [block.num_parameters for block in self.column_blocks]
+        parts = torch.split(self.decoder(z), sizes, dim=1)
+        return {block.name: part for block, part in zip(self.column_blocks, parts, strict=True)}
+
+
+def _network_size(blocks: list[Block], architecture: Architecture) -> Size:
+    image = blocks[-1] if isinstance(blocks[-1], ImageBlock) else None
+    if architecture.network == "image" and image is None:
+        raise SettingError("model.network is 'image', but no column is an image; take 'table' or 'auto'")
+    return Size(
+        latent_size=architecture.latent_size,
+        num_features=sum(block.num_features for block in blocks),
+        num_parameters=sum(block.num_parameters for block in blocks),
+        width=architecture.width,
+        depth=architecture.depth,
+        channels=architecture.channels,
+        image=(image.channels, image.height, image.width) if image else None,
+        image_parameters=image.num_parameters // image.num_values if image else 0,
+    )

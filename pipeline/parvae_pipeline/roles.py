@@ -1,0 +1,242 @@
+"""Which role a column plays, and why: rules over its statistics, each decision with a reason in words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from parvae.errors import DataError, SettingError, listed
+from parvae.schema import (
+    BooleanFacts,
+    CategoryFacts,
+    Column,
+    Facts,
+    ImageFacts,
+    NumericFacts,
+    Role,
+    Schema,
+    VectorFacts,
+)
+from parvae_pipeline.statistics import ColumnStatistics
+
+MAX_LEVELS = 1_000
+"""Levels that a category column lists; rarer values count as unseen."""
+MAX_LEVEL_SHARE = 0.2
+KEY_SHARE = 0.999
+KEY_NAME = re.compile(r"(?i)^(id|uuid|guid|key|.*_id|.*_uuid|.*_key)$")
+FREE_TEXT_WORDS = 3.0
+MIN_IMAGE_SIDE = 8
+MIN_ROWS = 10
+
+
+def infer_schema(
+    statistics: Mapping[str, ColumnStatistics], *, overrides: Mapping[str, str], label: str | None
+) -> Schema:
+    """The schema of a data set: a role for every column, those in `overrides` and the label as named.
+
+    Raises DataError when there are too few rows or nothing is left to model, SettingError when a named column does not
+    exist, a role is unknown, or a column cannot play the role it is given.
+    """
+    num_rows = max((column.num_rows for column in statistics.values()), default=0)
+    for name in [*overrides, *([label] if label is not None else [])]:
+        if name not in statistics:
+            raise SettingError(f"no column is named {name!r}; there are {listed(statistics)}")
+    if num_rows < MIN_ROWS:
+        raise DataError(f"the data set has {num_rows} rows; training needs at least {MIN_ROWS}")
+    columns = tuple(
+        _column(column, Role.LABEL.value if name == label else overrides.get(name), by_label=name == label)
+        for name, column in statistics.items()
+    )
+    schema = Schema(columns=columns, num_rows=num_rows)
+    if not schema.modelled:
+        reasons = "; ".join(f"{column.name!r}: {column.reason}" for column in columns[:8])
+        raise DataError(f"no column is left to model ({reasons}); name one with --columns name:role")
+    return schema
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """`name:role,name:role` from the command line.
+
+    >>> parse_overrides("age:numeric,a:b:key")
+    {'age': 'numeric', 'a:b': 'key'}
+    """
+    pairs = {}
+    for entry in filter(None, text.split(",")):
+        name, colon, role = entry.rpartition(":")
+        if not colon:
+            raise SettingError(f"--columns {entry}: write name:role, for example age:numeric")
+        pairs[name] = role
+    return pairs
+
+
+def _column(statistics: ColumnStatistics, override: str | None, *, by_label: bool) -> Column:
+    if override is not None:
+        if override not in list(Role):
+            raise SettingError(
+                f"column {statistics.name!r}: {override!r} is no role; there are "
+                f"{listed([role.value for role in Role])}"
+            )
+        role, reason = Role(override), "named as the label" if by_label else "named by --columns"
+    else:
+        role, reason = _suggest(statistics)
+    facts = _facts(statistics, role)
+    return Column(
+        name=statistics.name,
+        role=role,
+        arrow_type=str(statistics.arrow_type),
+        reason=reason,
+        num_nulls=statistics.num_nulls,
+        facts=facts,
+    )
+
+
+def _suggest(column: ColumnStatistics) -> tuple[Role, str]:
+    num_present = column.num_rows - column.num_nulls
+    if not num_present:
+        return Role.IGNORED, "every value is null; fill it or leave it out"
+    if column.family in ("integer", "floating"):
+        return _suggest_number(column)
+    if column.family == "text":
+        return _suggest_text(column)
+    if column.family == "boolean":
+        if len(column.levels) == 1:
+            return Role.CATEGORY, f"always {next(iter(column.levels))!r}: kept as a check"
+        return Role.BOOLEAN, "true or false"
+    if column.family == "list":
+        return _suggest_list(column)
+    return Role.IGNORED, f"type {column.arrow_type} is not read yet; turn it into numbers or text to use it"
+
+
+def _suggest_number(column: ColumnStatistics) -> tuple[Role, str]:
+    if len(column.levels) == 1 and not column.overflowed:
+        return Role.CATEGORY, f"always {next(iter(column.levels))}: kept as a check"
+    if KEY_NAME.match(column.name) and column.moments.are_whole and column.distinct_share > 0.5:
+        return Role.KEY, "named like an identifier, whole and mostly distinct"
+    span = column.moments.maximum - column.moments.minimum
+    if column.family == "integer" and column.distinct_share >= KEY_SHARE and span < 2 * column.num_rows:
+        return Role.KEY, "counts the rows: whole, distinct and without large gaps"
+    noun = "whole numbers" if column.moments.are_whole else "numbers"
+    infinite = f", {column.num_infinite} infinite read as null" if column.num_infinite else ""
+    return Role.NUMERIC, f"{noun} from {column.moments.minimum:g} to {column.moments.maximum:g}{infinite}"
+
+
+def _suggest_text(column: ColumnStatistics) -> tuple[Role, str]:
+    num_levels = len(column.levels)
+    if num_levels == 1:
+        return Role.CATEGORY, f"always {next(iter(column.levels))!r}: kept as a check"
+    if column.distinct_share >= KEY_SHARE and column.num_rows > MIN_ROWS:
+        return Role.KEY, "every value is distinct"
+    if num_levels <= MAX_LEVELS and num_levels <= max(20, MAX_LEVEL_SHARE * column.num_rows):
+        return Role.CATEGORY, f"{num_levels} distinct values"
+    if column.mean_words >= FREE_TEXT_WORDS:
+        return (
+            Role.IGNORED,
+            f"free text, {column.mean_words:.0f} words a value; embed it into a list of floats to use it",
+        )
+    many = f"more than {len(column.levels) - 1:,}" if column.overflowed else f"{num_levels:,}"
+    return Role.IGNORED, (
+        f"{many} distinct values; --columns {column.name}:category keeps the {MAX_LEVELS:,} most frequent"
+    )
+
+
+def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
+    if column.list_sizes & {-1, 0} or len(column.list_sizes) != 1:
+        return Role.IGNORED, "lists with nulls, of several lengths or not of numbers; give every row the same length"
+    (size,) = column.list_sizes
+    if _is_uint8(column) and not _is_binary(column):
+        shape = _image_shape(column, size)
+        if shape is not None:
+            height, width, channels = shape
+            stated = "stated in the metadata" if "shape" in column.metadata else "guessed from the length"
+            return Role.IMAGE, f"{height} x {width} x {channels} pixels of 0 to 255, shape {stated}"
+    kind = "zeros and ones" if _is_binary(column) else "numbers"
+    return Role.VECTOR, f"{size} {kind} a row"
+
+
+def _facts(column: ColumnStatistics, role: Role) -> Facts | None:
+    """The facts of a column in a role; SettingError when its values cannot play it."""
+    moments = column.moments
+    if role is Role.NUMERIC:
+        _require(column, role, column.family in ("integer", "floating") and moments.count > 0, "finite numbers")
+        return NumericFacts(
+            mean=moments.mean,
+            stddev=moments.stddev,
+            minimum=moments.minimum,
+            maximum=moments.maximum,
+            resolution=column.resolution,
+        )
+    if role is Role.CATEGORY:
+        fits = column.family in ("integer", "floating", "text", "boolean") and len(column.levels) > 0
+        _require(column, role, fits, "text, numbers or true and false")
+        kept = column.levels.most_common(MAX_LEVELS)
+        listed_rows = sum(count for _, count in kept)
+        num_unlisted = column.num_rows - column.num_nulls - listed_rows
+        return CategoryFacts(levels=tuple(level for level, _ in kept), num_unlisted=max(0, num_unlisted))
+    if role is Role.BOOLEAN:
+        _require(column, role, column.family == "boolean" and len(column.levels) > 0, "true and false")
+        return BooleanFacts(share_true=column.levels["true"] / column.levels.total())
+    if role in (Role.VECTOR, Role.IMAGE):
+        fits = column.family == "list" and len(column.list_sizes) == 1 and min(column.list_sizes) > 0
+        _require(column, role, fits, "lists of numbers, all of one length and without nulls")
+        return _vector_facts(column) if role is Role.VECTOR else _image_facts(column)
+    return None
+
+
+def _vector_facts(column: ColumnStatistics) -> VectorFacts:
+    if column.num_infinite:
+        raise DataError(
+            f"column {column.name!r} has {column.num_infinite} elements that are NaN or infinite; "
+            f"fill them, drop those rows, or leave the column out with --columns {column.name}:ignored"
+        )
+    (size,) = column.list_sizes
+    return VectorFacts(
+        size=size,
+        element="uint8" if _is_uint8(column) else "float32",
+        is_binary=_is_binary(column),
+        mean=column.moments.mean,
+        stddev=column.moments.stddev,
+    )
+
+
+def _image_facts(column: ColumnStatistics) -> ImageFacts:
+    (size,) = column.list_sizes
+    shape = _image_shape(column, size)
+    fits = column.moments.are_whole and column.moments.minimum >= 0 and column.moments.maximum <= 255
+    _require(column, Role.IMAGE, fits, "whole numbers from 0 to 255")
+    _require(column, Role.IMAGE, shape is not None, "a square, or field metadata shape = 'height,width[,channels]'")
+    assert shape is not None
+    return ImageFacts(
+        height=shape[0],
+        width=shape[1],
+        channels=shape[2],
+        mean=column.moments.mean,
+        stddev=column.moments.stddev,
+    )
+
+
+def _image_shape(column: ColumnStatistics, size: int) -> tuple[int, int, int] | None:
+    stated = [int(number) for number in re.findall(r"\d+", column.metadata.get("shape", ""))]
+    if len(stated) in (2, 3) and math.prod(stated) == size:
+        return stated[0], stated[1], stated[2] if len(stated) == 3 else 1
+    for channels in (1, 3):
+        side = math.isqrt(size // channels)
+        if side >= MIN_IMAGE_SIDE and side * side * channels == size:
+            return side, side, channels
+    return None
+
+
+def _is_binary(column: ColumnStatistics) -> bool:
+    return column.moments.are_whole and column.moments.minimum >= 0 and column.moments.maximum <= 1
+
+
+def _is_uint8(column: ColumnStatistics) -> bool:
+    return str(column.arrow_type.value_type) == "uint8"
+
+
+def _require(column: ColumnStatistics, role: Role, fits: bool, needs: str) -> None:
+    if not fits:
+        raise SettingError(
+            f"column {column.name!r} ({column.arrow_type}) cannot be {role}: that needs {needs}; "
+            f"leave it to the default or name it ignored"
+        )

@@ -1,0 +1,119 @@
+"""The run folder: run.toml, metrics.jsonl, ckpt.pt, resume/. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parvae.bundle import write_whole
+from parvae.errors import BundleError, SettingError
+from parvae_pipeline.config import RunSettings
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings_path = self.path / "run.toml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoint_path = self.path / "ckpt.pt"
+        self.state_path = self.path / "resume" / "state.pt"
+
+    def claim(self, settings: RunSettings) -> None:
+        """Write run.toml, or make sure that the one there holds the same settings.
+
+        Raises SettingError when the folder belongs to a run with other settings.
+        """
+        text = settings.to_toml()
+        if self.settings_path.exists():
+            found, wanted = tomllib.loads(self.settings_path.read_text()), tomllib.loads(text)
+            if found != wanted:
+                raise SettingError(
+                    f"{self.path} holds a run with other settings ({_difference(found, wanted)}); "
+                    "give another folder with -o, or the same settings to resume"
+                )
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise SettingError(f"{self.path} is a file; give a folder with -o")
+        write_whole(self.settings_path, text.encode())
+
+    def settings(self) -> RunSettings:
+        """The settings of the run that is here.
+
+        Raises SettingError when there is none.
+        """
+        if not self.settings_path.exists():
+            raise SettingError(f"{self.path} holds no run to resume (no run.toml); name the data to start one")
+        return RunSettings.from_mapping(tomllib.loads(self.settings_path.read_text()))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_text().splitlines()
+        return [record for record in map(_parsed, lines) if record is not None]
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace resume/state.pt."""
+        write_whole(self.state_path, torch_bytes(state))
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The state to resume from, or None.
+
+        Raises BundleError when the file is there but damaged.
+        """
+        return torch_load(self.state_path) if self.state_path.exists() else None
+
+
+def torch_bytes(document: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values as torch writes them."""
+    buffer = io.BytesIO()
+    torch.save(dict(document), buffer)
+    return buffer.getvalue()
+
+
+def torch_load(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain values; nothing in it can run code.
+
+    Raises BundleError when it is missing, damaged or something else.
+    """
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be opened: {error.strerror}") from error
+    except Exception as error:  # torch raises what the unpickler or the zip reader meets: many types
+        raise BundleError(
+            f"{path} is no checkpoint of vae train, or it is damaged ({type(error).__name__}); "
+            "give the ckpt.pt of a run"
+        ) from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{path} is no checkpoint of vae train; give the ckpt.pt of a run")
+    return document
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    for table in sorted({*found, *wanted}):
+        ours, theirs = wanted.get(table, {}), found.get(table, {})
+        for key in sorted({*ours, *theirs}):
+            if ours.get(key) != theirs.get(key):
+                return f"{table}.{key} is {theirs.get(key)!r} there and {ours.get(key)!r} now"
+    return "unknown difference"

@@ -1,0 +1,54 @@
+"""The course of a run: how many steps, how fast, and what changes on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+KL_WARMUP_MAX_STEPS = 10_000
+RATE_WARMUP_SHARE = 0.02
+FINAL_RATE_SHARE = 0.01
+EMA_SHARE = 0.015
+"""Horizon of the averaged weights, as a share of all steps."""
+EVALUATIONS = 40
+MIN_EVALUATION_STEPS = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Everything that depends on the step. Times change its length; nothing else does."""
+
+    total_steps: int
+    peak_rate: float
+    warmup_share: float
+    beta: float
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the KL weight rises."""
+        return min(KL_WARMUP_MAX_STEPS, round(self.warmup_share * self.total_steps))
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Steps between evaluations."""
+        return max(MIN_EVALUATION_STEPS, self.total_steps // EVALUATIONS)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear rise, then cosine to a hundredth of the peak."""
+        rise = min(1.0, (step + 1) / max(1.0, RATE_WARMUP_SHARE * self.total_steps))
+        fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.total_steps)))
+        return self.peak_rate * rise * (FINAL_RATE_SHARE + (1.0 - FINAL_RATE_SHARE) * fall)
+
+    def kl_weight(self, step: int) -> float:
+        """Linear from 0 to beta over the warm-up (Bowman et al. 2016; Sonderby et al. 2016)."""
+        return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the averaged weights, lower at the start so that they forget the initial ones."""
+        horizon = max(10.0, EMA_SHARE * self.total_steps)
+        return min(1.0 - 1.0 / horizon, (1.0 + step) / (10.0 + step))
+
+    def with_total_steps(self, total_steps: int) -> Schedule:
+        """The same course, longer or shorter."""
+        return dataclasses.replace(self, total_steps=total_steps)

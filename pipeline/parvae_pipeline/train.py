@@ -1,0 +1,261 @@
+"""A whole training run in one process: files in, run folder out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from parvae.errors import DataError
+from parvae.files import find_files
+from parvae.rows import Arrays
+from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
+from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
+from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.model import Architecture, VariationalAutoencoder
+from parvae_pipeline.reader import MemoryReader, held_out_rows, read_rows, scan, select
+from parvae_pipeline.roles import infer_schema
+from parvae_pipeline.run_folder import RunFolder
+from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.trainer import TIME_KEPT_BACK, Report, Trainer
+
+DEFAULT_BUDGET_S = 30 * 60.0
+"""Wall time of a run that names neither steps nor a budget; most end earlier."""
+EPOCHS, EPOCHS_WITH_BUDGET = 100, 1_000
+MIN_STEPS, MAX_STEPS = 1_500, 20_000
+MIN_CONVOLUTION_SIDE = 16
+MIN_BATCH, MAX_BATCH = 128, 1024
+STEPS_PER_EPOCH = 200
+START_ROWS = 4_096
+"""Training rows that set the decoder's first outputs."""
+MAX_LATENT_SIZE = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is about to be trained, for the user to read before it starts."""
+
+    schema: Schema
+    architecture: Architecture
+    num_files: int
+    num_training_rows: int
+    num_held_out_rows: int
+    batch_size: int
+    num_weights: int
+    resumed_at_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run came to."""
+
+    folder: Path
+    checkpoint_path: Path
+    negative_elbo_nats: float
+    rate_nats: float
+    distortion_nats: float
+    num_steps: int
+    num_skipped_steps: int
+    elapsed_s: float
+    num_training_rows: int
+    num_held_out_rows: int
+
+
+def train(
+    settings: RunSettings,
+    folder: str | Path,
+    *,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    report: Callable[[Report], None] = lambda report: None,
+) -> Result:
+    """Train as `settings` say and leave a run folder; the same call again resumes a run that was stopped.
+
+    Raises DataError when the data cannot be read or modelled, SettingError when a setting does not fit them.
+    """
+    started_s = time.monotonic()
+    run = RunFolder(folder)
+    num_threads = settings.train.threads or torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    pa.set_cpu_count(num_threads)
+
+    files = find_files(settings.data.paths)
+    schema = infer_schema(scan(files), overrides=settings.data.columns, label=settings.data.label)
+    rows = read_rows(files, schema)
+    held_out_mask = held_out_rows(
+        schema.num_rows,
+        share=settings.data.held_out_share,
+        max_rows=settings.data.max_held_out_rows,
+        seed=settings.train.seed,
+    )
+    held_out, training = select(rows, held_out_mask), select(rows, ~held_out_mask)
+    num_training_rows, num_held_out_rows = int((~held_out_mask).sum()), int(held_out_mask.sum())
+    del rows
+
+    torch.manual_seed(settings.train.seed)  # initial weights; nothing else draws from the global generator
+    model = VariationalAutoencoder(schema, choose_architecture(settings.model, schema))
+    model.start_from({name: torch.from_numpy(array[:START_ROWS]) for name, array in training.items()})
+    batch_size = settings.train.batch_size or choose_batch_size(num_training_rows)
+    reader = MemoryReader(training, batch_size=batch_size, seed=settings.train.seed)
+
+    def save(trainer: Trainer) -> None:
+        _write(run, settings, trainer, held_out)
+
+    def log_and_report(entry: Report) -> None:
+        run.log(_record(entry))
+        report(entry)
+
+    trainer = Trainer(
+        model=model,
+        reader=reader,
+        held_out=held_out,
+        settings=settings.train,
+        schedule=choose_schedule(settings.train, reader),
+        deadline_s=_deadline(settings.train, started_s),
+        report=log_and_report,
+        save=save,
+    )
+    run.claim(settings)
+    state = run.load_state()
+    if state is not None:
+        if state["schema"] != json.dumps(schema.to_json()):
+            raise DataError(f"the data changed since the run in {run.path} began; start a new one with another -o")
+        trainer.load_state(state)
+        run.log({"event": "resume", "step": trainer.progress.step})
+    announce(
+        Plan(
+            schema=schema,
+            architecture=model.architecture,
+            num_files=len(files),
+            num_training_rows=num_training_rows,
+            num_held_out_rows=num_held_out_rows,
+            batch_size=reader.batch_size,
+            num_weights=sum(parameter.numel() for parameter in model.parameters()),
+            resumed_at_step=trainer.progress.step,
+        )
+    )
+    if not trainer.progress.finished:
+        trainer.fit()
+    metrics = read_checkpoint(run.checkpoint_path).metrics
+    return Result(
+        folder=run.path,
+        checkpoint_path=run.checkpoint_path,
+        negative_elbo_nats=metrics["negative_elbo_nats"],
+        rate_nats=metrics["rate_nats"],
+        distortion_nats=metrics["distortion_nats"],
+        num_steps=trainer.progress.step,
+        num_skipped_steps=trainer.progress.num_skipped,
+        elapsed_s=time.monotonic() - started_s,
+        num_training_rows=num_training_rows,
+        num_held_out_rows=num_held_out_rows,
+    )
+
+
+def choose_architecture(settings: ModelSettings, schema: Schema) -> Architecture:
+    """Settings that were left open, chosen from the data."""
+    width = settings.width or (256 if schema.num_rows < 50_000 else 512)
+    return Architecture(
+        network=choose_network(schema) if settings.network == "auto" else settings.network,
+        prior=settings.prior,
+        latent_size=settings.latent_size or choose_latent_size(schema),
+        width=width,
+        depth=settings.depth,
+        channels=settings.channels,
+    )
+
+
+def choose_network(schema: Schema) -> str:
+    """Convolutions from 16 pixels a side on; below, 8 x 8 digits train three times faster to the same ELBO without."""
+    images = [column.facts for column in schema if isinstance(column.facts, ImageFacts)]
+    return "image" if images and min(images[-1].height, images[-1].width) >= MIN_CONVOLUTION_SIDE else "table"
+
+
+def choose_latent_size(schema: Schema) -> int:
+    """As many dimensions as the rows could need, at most 40.
+
+    With a learned scale, surplus ones switch off by themselves (Dai and Wipf 2019).
+    """
+    needed = 0
+    for column in schema.modelled:
+        if isinstance(column.facts, (NumericFacts, BooleanFacts)):
+            needed += 1
+        elif isinstance(column.facts, CategoryFacts):
+            needed += max(1, int(np.ceil(np.log2(len(column.facts.levels)))))
+        elif isinstance(column.facts, VectorFacts):
+            needed += column.facts.size
+        elif isinstance(column.facts, ImageFacts):
+            needed += column.facts.height * column.facts.width * column.facts.channels
+    return max(2, min(MAX_LATENT_SIZE, needed))
+
+
+def choose_batch_size(num_training_rows: int) -> int:
+    """A power of two that leaves about 200 steps an epoch."""
+    return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), MIN_BATCH, MAX_BATCH))
+
+
+def choose_schedule(settings: TrainSettings, reader: MemoryReader) -> Schedule:
+    """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time."""
+    if settings.max_steps is not None:
+        total_steps = settings.max_steps
+    elif settings.budget_s is not None:
+        total_steps = max(MIN_STEPS, EPOCHS_WITH_BUDGET * reader.steps_per_epoch)
+    else:
+        total_steps = int(np.clip(EPOCHS * reader.steps_per_epoch, MIN_STEPS, MAX_STEPS))
+    return Schedule(
+        total_steps=total_steps,
+        peak_rate=settings.learning_rate or 1e-3 * (reader.batch_size / 128) ** 0.5,
+        warmup_share=settings.warmup_share,
+        beta=settings.beta,
+    )
+
+
+def _deadline(settings: TrainSettings, started_s: float) -> float | None:
+    if settings.budget_s is not None:
+        return started_s + settings.budget_s * (1.0 - TIME_KEPT_BACK)
+    return started_s + DEFAULT_BUDGET_S if settings.max_steps is None else None
+
+
+def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Arrays) -> None:
+    """The state to resume from, then the best model so far as a checkpoint."""
+    run.save_state({**trainer.state(), "schema": json.dumps(trainer.model.schema.to_json())})
+    best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
+    best.load_state_dict(trainer.best)
+    evaluation = evaluate(best, held_out)
+    metrics = {
+        "negative_elbo_nats": evaluation.negative_elbo_nats,
+        "rate_nats": evaluation.rate_nats,
+        "distortion_nats": evaluation.distortion_nats,
+        "column_nats": evaluation.column_nats,
+        "num_steps": trainer.progress.step,
+        "num_skipped_steps": trainer.progress.num_skipped,
+    }
+    reservoir = select(held_out, np.arange(min(settings.data.reservoir_rows, len(next(iter(held_out.values()))))))
+    reservoir = reservoir if settings.data.reservoir_rows else {}
+    write_checkpoint(
+        run.checkpoint_path,
+        Checkpoint(model=best, settings=settings, reservoir=reservoir, metrics=metrics),
+    )
+
+
+def _record(entry: Report) -> dict[str, object]:
+    progress, validation = entry.progress, entry.validation
+    return {
+        "step": progress.step,
+        "elapsed_s": round(progress.elapsed_s, 3),
+        "total_steps": progress.total_steps,
+        "learning_rate": entry.schedule.learning_rate(progress.step) * progress.rate_factor,
+        "kl_weight": entry.schedule.kl_weight(progress.step),
+        "train_nats": entry.train_nats,
+        "validation_nats": validation.negative_elbo_nats,
+        "rate_nats": validation.rate_nats,
+        "distortion_nats": validation.distortion_nats,
+        "column_nats": validation.column_nats,
+        "rows_per_s": round(entry.rows_per_s, 1),
+        "num_skipped_steps": progress.num_skipped,
+    }

@@ -1,0 +1,235 @@
+"""The training loop. It knows a model, a reader and a place to report; it knows nothing of Ray, of files
+or of the command line.
+
+All chance in a step comes from (seed, step): a run that is stopped and resumed takes the same steps as one that is not.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parvae.errors import DataError
+from parvae.rows import Arrays
+from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.evaluate import Evaluation, evaluate
+from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.reader import Reader
+from parvae_pipeline.schedule import Schedule
+
+NORM_HISTORY = 101
+SKIP_ABOVE_MEDIAN = 100.0
+CLIP_ABOVE_MEDIAN = 3.0
+MIN_NORMS = 20
+"""Gradient norms seen before any is judged against their median."""
+MAX_SKIPS_IN_A_ROW = 50
+MAX_ROLLBACKS = 3
+FIRST_TIMING_STEPS = 30
+TIME_KEPT_BACK = 0.03
+"""Share of a time budget kept for the last evaluation and for writing files."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands: with the weights, all that a resumed run must know."""
+
+    step: int = 0
+    total_steps: int = 0
+    next_evaluation: int = 0
+    elapsed_s: float = 0.0
+    best_nats: float = float("inf")
+    evaluations_since_best: int = 0
+    num_skipped: int = 0
+    skips_in_a_row: int = 0
+    num_rollbacks: int = 0
+    rate_factor: float = 1.0
+    norms: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the loop says at every evaluation."""
+
+    progress: Progress
+    schedule: Schedule
+    train_nats: float
+    """Mean negative ELBO of the batches since the last report, at their KL weight."""
+    rows_per_s: float
+    validation: Evaluation
+    is_best: bool
+
+
+class Trainer:
+    """Adam on the negative ELBO with averaged weights; keeps the best of them by validation ELBO."""
+
+    def __init__(
+        self,
+        *,
+        model: VariationalAutoencoder,
+        reader: Reader,
+        held_out: Arrays,
+        settings: TrainSettings,
+        schedule: Schedule,
+        deadline_s: float | None,
+        report: Callable[[Report], None],
+        save: Callable[[Trainer], None],
+    ) -> None:
+        """`deadline_s` (time.monotonic) is when training must be over; `save` is called when a checkpoint is due."""
+        self.model, self.reader, self.held_out = model, reader, held_out
+        self.settings, self.schedule = settings, schedule
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.best = copy.deepcopy(self.averaged.state_dict())
+        # fused: one pass over the weights, 1.1 times the rows/s of the plain loop on one core.
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=schedule.peak_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.progress = Progress(total_steps=schedule.total_steps, next_evaluation=schedule.evaluation_steps)
+        self._max_steps = schedule.total_steps
+        self._deadline_s = deadline_s
+        self._report, self._save = report, save
+        self._parameters: list[Tensor] = list(model.parameters())
+        self._averaged_parameters: list[Tensor] = list(self.averaged.parameters())
+        self._noise = torch.Generator()
+
+    def fit(self) -> None:
+        """Train until the schedule, the time or the patience ends; `best` then holds the weights to keep."""
+        progress = self.progress
+        started_s = last_saved_s = time.monotonic() - progress.elapsed_s
+        first_step, last_steps, last_s = progress.step, progress.step, time.monotonic()
+        losses = torch.zeros(())
+        for batch in self.reader.batches(progress.step):
+            if progress.finished or progress.step >= progress.total_steps:
+                break
+            losses += self._step(batch)
+            progress.step += 1
+            now_s = time.monotonic()
+            progress.elapsed_s = now_s - started_s
+            if progress.step - first_step == FIRST_TIMING_STEPS:
+                self._fit_to_time(now_s, (now_s - last_s) / (progress.step - last_steps))
+                progress.next_evaluation = progress.step + self.schedule.evaluation_steps
+            if progress.step >= min(progress.next_evaluation, progress.total_steps):
+                num_steps = progress.step - last_steps
+                self._evaluate(float(losses) / num_steps, num_steps * self.reader.batch_size / (now_s - last_s))
+                losses.zero_()
+                seconds_per_step = (time.monotonic() - last_s) / num_steps
+                last_steps, last_s = progress.step, time.monotonic()
+                self._fit_to_time(last_s, seconds_per_step)
+                progress.next_evaluation = progress.step + self.schedule.evaluation_steps
+            if now_s - last_saved_s >= self.settings.checkpoint_every_s:
+                self._save(self)
+                last_saved_s = now_s
+        progress.finished = True
+        self._save(self)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs, as tensors and plain values."""
+        return {
+            "progress": dict(vars(self.progress)),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.progress = Progress(**state["progress"])
+        self.schedule = self.schedule.with_total_steps(self.progress.total_steps)
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.best = dict(state["best"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _step(self, batch: dict[str, Tensor]) -> Tensor:
+        """One step; returns the loss, or 0 when it was skipped."""
+        progress, schedule = self.progress, self.schedule
+        self._noise.manual_seed((self.settings.seed << 32) + progress.step)
+        num_rows = len(next(iter(batch.values())))
+        noise = torch.randn(num_rows, self.model.latent_size, generator=self._noise)
+        terms = self.model.elbo_terms(batch, noise)
+        loss = terms.column_nats.sum(dim=1).mean() + schedule.kl_weight(progress.step) * terms.kl_nats.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if not self._clip_or_skip():
+            return torch.zeros(())
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(progress.step) * progress.rate_factor
+        self.optimizer.step()
+        torch._foreach_lerp_(self._averaged_parameters, self._parameters, 1.0 - schedule.ema_decay(progress.step))
+        return loss.detach()
+
+    def _clip_or_skip(self) -> bool:
+        """Clip the gradient at 3 times the median of recent norms; False when it is beyond 100 times or not finite."""
+        progress = self.progress
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]))
+        median = statistics.median(progress.norms) if len(progress.norms) >= MIN_NORMS else float("inf")
+        if not norm < SKIP_ABOVE_MEDIAN * median:  # also when it is not a number
+            progress.num_skipped += 1
+            progress.skips_in_a_row += 1
+            if progress.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+                self._roll_back()
+            return False
+        progress.skips_in_a_row = 0
+        progress.norms = [*progress.norms[1 - NORM_HISTORY :], norm]
+        if norm > CLIP_ABOVE_MEDIAN * median:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(CLIP_ABOVE_MEDIAN * median / norm)
+        return True
+
+    def _roll_back(self) -> None:
+        """Go back to the averaged weights with half the learning rate: the last ones lead nowhere."""
+        progress = self.progress
+        progress.num_rollbacks += 1
+        if progress.num_rollbacks > MAX_ROLLBACKS:
+            raise DataError(
+                f"training fails at step {progress.step}: the gradient is not finite, after {MAX_ROLLBACKS} starts "
+                "from earlier weights at lower rates; look for extreme values in the data, or lower "
+                "train.learning_rate"
+            )
+        self.model.load_state_dict(self.averaged.state_dict())
+        self.optimizer.state.clear()
+        progress.rate_factor *= 0.5
+        progress.skips_in_a_row = 0
+        progress.norms = []
+
+    def _evaluate(self, train_nats: float, rows_per_s: float) -> None:
+        progress = self.progress
+        validation = evaluate(self.averaged, self.held_out)
+        is_best = validation.negative_elbo_nats < progress.best_nats
+        if progress.step >= self.schedule.warmup_steps:
+            # Patience counts only once the objective no longer moves.
+            progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        if is_best:
+            progress.best_nats = validation.negative_elbo_nats
+            self.best = copy.deepcopy(self.averaged.state_dict())
+        if progress.evaluations_since_best >= self.settings.patience:
+            progress.finished = True
+        self._report(
+            Report(
+                progress=progress,
+                schedule=self.schedule,
+                train_nats=train_nats,
+                rows_per_s=rows_per_s,
+                validation=validation,
+                is_best=is_best,
+            )
+        )
+
+    def _fit_to_time(self, now_s: float, seconds_per_step: float) -> None:
+        """Set the length of the schedule to what the time that is left allows."""
+        if self._deadline_s is None:
+            return
+        left_s = self._deadline_s - now_s
+        allowed = self.progress.step + int(left_s / seconds_per_step)
+        total = max(self.progress.step, min(self._max_steps, allowed))
+        self.progress.total_steps = total
+        self.schedule = self.schedule.with_total_steps(max(total, 1))
