@@ -1,4 +1,7 @@
-"""`python -m parvae selftest model.vae` and `python -m parvae info model.vae`: numpy and onnxruntime are enough."""
+"""`python -m parvae`: the command `vae`; where click is not installed, the two verbs that a bare device needs.
+
+Those are `selftest model.vae` and `info model.vae`; numpy and onnxruntime are enough for them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,20 @@ from parvae.errors import Error
 from parvae.selftest import describe, replay, summarise
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two verbs; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m parvae", description=__doc__)
+def main() -> int:
+    """Run `vae`, or what of it works without click; returns the exit code."""
+    try:
+        from parvae.cli import vae
+    except ModuleNotFoundError:
+        return bare(sys.argv[1:])
+    return int(vae(prog_name="python -m parvae") or 0)
+
+
+def bare(arguments: list[str]) -> int:
+    """Run `selftest` or `info` with the standard library alone."""
+    parser = argparse.ArgumentParser(
+        prog="python -m parvae", epilog="The other verbs need click and pyarrow: pip install 'parvae[parquet]'"
+    )
     parser.add_argument("verb", choices=("selftest", "info"))
     parser.add_argument("model")
     options = parser.parse_args(arguments)

@@ -50,7 +50,7 @@ class ModelSettings:
     """The network and its densities."""
 
     network: Literal["auto", "table", "image"] = "auto"
-    prior: Literal["normal"] = "normal"
+    prior: Literal["auto", "normal", "realnvp"] = "auto"
     latent_size: int | None = None
     width: int | None = None
     """Units of the hidden layers of the table network."""

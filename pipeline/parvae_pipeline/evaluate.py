@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from parvae.rows import Arrays
-from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.model import RawBatch, VariationalAutoencoder
 
 EVALUATION_ROWS = 1024
 """Rows at a time; bounds memory, not the result."""
@@ -24,14 +26,51 @@ class Evaluation:
     """Distortion of every column."""
 
 
+BALANCE_PATTERNS, BALANCE_PAIRS = 12, 4
+BALANCE_SHARE, MIN_BALANCE_ROWS, MAX_BALANCE_ROWS = 0.002, 64, 4_096
+"""Rows to balance on, as a share of the rows trained on: about 1 % of the time of training."""
+
+
+@torch.no_grad()
+def balance_score(model: VariationalAutoencoder, rows: Arrays, *, rows_trained: int, seed: int) -> None:
+    """Choose the signs of `VariationalAutoencoder.score_terms` whose mean over `rows` is closest to the true ELBO.
+
+    One pair of points has the variances of the posterior, but no pair has all its zero covariances: with signs taken at
+    random the mean is off (by 0.46 nats in the root mean square on binarised MNIST). The reference is the ELBO over
+    random draws, taken in pairs of opposite sign.
+    """
+    num_rows = max(MIN_BALANCE_ROWS, min(MAX_BALANCE_ROWS, round(BALANCE_SHARE * rows_trained)))
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randint(0, 2, (BALANCE_PATTERNS, model.latent_size), generator=generator) * 2.0 - 1.0
+    differences = torch.zeros(BALANCE_PATTERNS, dtype=torch.float64)
+    for batch in _batches({name: array[:num_rows] for name, array in rows.items()}):
+        mean, log_variance = model.posterior(batch)
+        draws = torch.randn(BALANCE_PAIRS, *mean.shape, generator=generator)
+        reference = sum(_pair_nats(model, batch, mean, log_variance, noise) for noise in draws) / BALANCE_PAIRS
+        for index, pattern in enumerate(patterns):
+            differences[index] += _pair_nats(model, batch, mean, log_variance, pattern) - reference
+    model.score_signs.copy_(patterns[differences.abs().argmin()])
+
+
+def _pair_nats(
+    model: VariationalAutoencoder, batch: RawBatch, mean: Tensor, log_variance: Tensor, noise: Tensor
+) -> Tensor:
+    """Negative ELBO at the two codes mean + noise * stddev and mean - noise * stddev: their mean, summed over rows."""
+    step = torch.exp(0.5 * log_variance) * noise
+    terms = [
+        model.column_nats(batch, z).sum(dim=1) + model.prior.kl(mean, log_variance, z)
+        for z in (mean + step, mean - step)
+    ]
+    return 0.5 * torch.stack(terms).double().sum()
+
+
 @torch.no_grad()
 def evaluate(model: VariationalAutoencoder, rows: Arrays) -> Evaluation:
     """The deterministic ELBO of `VariationalAutoencoder.score_terms`, averaged over rows."""
     num_rows = len(next(iter(rows.values())))
     columns = torch.zeros(len(model.schema.modelled), dtype=torch.float64)
     rate = 0.0
-    for first in range(0, num_rows, EVALUATION_ROWS):
-        batch = {name: torch.from_numpy(array[first : first + EVALUATION_ROWS]) for name, array in rows.items()}
+    for batch in _batches(rows):
         terms = model.score_terms(batch)
         columns += terms.column_nats.double().sum(dim=0)
         rate += float(terms.kl_nats.double().sum())
@@ -43,3 +82,9 @@ def evaluate(model: VariationalAutoencoder, rows: Arrays) -> Evaluation:
         distortion_nats=float(means.sum()),
         column_nats=dict(zip(names, means.tolist(), strict=True)),
     )
+
+
+def _batches(rows: Arrays) -> Iterator[dict[str, Tensor]]:
+    num_rows = len(next(iter(rows.values())))
+    for first in range(0, num_rows, EVALUATION_ROWS):
+        yield {name: torch.from_numpy(array[first : first + EVALUATION_ROWS]) for name, array in rows.items()}

@@ -100,10 +100,10 @@ class VariationalAutoencoder(nn.Module):
         return ElboTerms(self.column_nats(raw, z), self.prior.kl(mean, log_variance, z))
 
     def score_terms(self, raw: RawBatch) -> ElboTerms:
-        """The ELBO without chance: the mean over the codes mean + s * stddev and mean - s * stddev, s fixed signs.
+        """The ELBO without chance: the mean over the codes mean + s * stddev and mean - s * stddev, s fixed signs (L,).
 
-        The two points have exactly the mean and the variances of the posterior, so the result is exact where the
-        log-likelihood is quadratic in every latent dimension. Used by validation, calibration and the `score` graph.
+        The two points have the mean and the variances of the posterior; `evaluate.balance_score` chooses the signs so
+        that what they lack (no covariances) cancels in the mean. Validation, calibration and the `score` graph use it.
         """
         mean, log_variance = self.posterior(raw)
         step = torch.exp(0.5 * log_variance) * self.score_signs

@@ -18,7 +18,7 @@ from parvae.rows import Arrays
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
-from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.evaluate import balance_score, evaluate
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
 from parvae_pipeline.reader import MemoryReader, held_out_rows, read_rows, scan, select
 from parvae_pipeline.roles import infer_schema
@@ -31,6 +31,7 @@ DEFAULT_BUDGET_S = 30 * 60.0
 EPOCHS, EPOCHS_WITH_BUDGET = 100, 1_000
 MIN_STEPS, MAX_STEPS = 1_500, 20_000
 MIN_CONVOLUTION_SIDE = 16
+MIN_ROWS_FOR_FLOW = 5_000
 MIN_BATCH, MAX_BATCH = 128, 1024
 STEPS_PER_EPOCH = 200
 START_ROWS = 4_096
@@ -162,7 +163,7 @@ def choose_architecture(settings: ModelSettings, schema: Schema) -> Architecture
     width = settings.width or (256 if schema.num_rows < 50_000 else 512)
     return Architecture(
         network=choose_network(schema) if settings.network == "auto" else settings.network,
-        prior=settings.prior,
+        prior=choose_prior(schema) if settings.prior == "auto" else settings.prior,
         latent_size=settings.latent_size or choose_latent_size(schema),
         width=width,
         depth=settings.depth,
@@ -174,6 +175,11 @@ def choose_network(schema: Schema) -> str:
     """Convolutions from 16 pixels a side on; below, 8 x 8 digits train three times faster to the same ELBO without."""
     images = [column.facts for column in schema if isinstance(column.facts, ImageFacts)]
     return "image" if images and min(images[-1].height, images[-1].width) >= MIN_CONVOLUTION_SIDE else "table"
+
+
+def choose_prior(schema: Schema) -> str:
+    """A learned prior where there are rows enough to learn it from."""
+    return "realnvp" if schema.num_rows >= MIN_ROWS_FOR_FLOW else "normal"
 
 
 def choose_latent_size(schema: Schema) -> int:
@@ -226,6 +232,9 @@ def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Ar
     run.save_state({**trainer.state(), "schema": json.dumps(trainer.model.schema.to_json())})
     best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
     best.load_state_dict(trainer.best)
+    if trainer.progress.finished:
+        rows_trained = trainer.progress.step * trainer.reader.batch_size
+        balance_score(best, held_out, rows_trained=rows_trained, seed=settings.train.seed)
     evaluation = evaluate(best, held_out)
     metrics = {
         "negative_elbo_nats": evaluation.negative_elbo_nats,
