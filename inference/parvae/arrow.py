@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from parvae.errors import DataError
-from parvae.rows import Arrays
+from parvae.rows import Arrays, clip_to_integer
 from parvae.schema import Column, ImageFacts, Role, Schema, VectorFacts, canonical_text, check_family, type_family
 
 
@@ -71,12 +71,14 @@ def list_elements(name: str, values: pa.ChunkedArray) -> NDArray[Any]:
     if pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
     else:
+        if not len(array):
+            return np.empty((0, 0), np.float32)
         lengths = pc.unique(pc.list_value_length(array)).to_pylist()
         if len(lengths) > 1:
             raise DataError(
                 f"column {name!r} holds lists of different lengths ({sorted(lengths)[:5]}); pad or drop them"
             )
-        size = lengths[0] if lengths else 0
+        (size,) = lengths
     flat = array.flatten()
     if flat.null_count:
         raise DataError(f"column {name!r} has {flat.null_count} null elements inside its lists; fill them")
@@ -86,12 +88,21 @@ def list_elements(name: str, values: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def as_table(rows: Any) -> pa.Table:
-    """Any Arrow-speaking object as a table, without a copy where its memory allows."""
+    """Any Arrow-speaking object as a table, without a copy where its memory allows.
+
+    Raises DataError when it holds no named columns, or a column that is of no one type.
+    """
     if isinstance(rows, pa.Table):
         return rows
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
-    return pa.table(rows)
+    try:
+        return pa.table(rows)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"a {type(rows).__name__} cannot be read as rows ({error}); give a mapping of column name to array, an "
+            "Arrow table, or a dataframe, each column with one name and one type (rename, cast or drop the others)"
+        ) from error
 
 
 def arrow_type(column: Column) -> pa.DataType:
@@ -116,10 +127,13 @@ def to_array(column: Column, values: NDArray[Any], kind: pa.DataType | None = No
     if column.role in (Role.VECTOR, Role.IMAGE):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))).cast(kind)
+    if pa.types.is_dictionary(kind):
+        return to_array(column, values, kind.value_type).dictionary_encode().cast(kind)
     if pa.types.is_decimal(kind):
         return pa.array(np.round(values, kind.scale), from_pandas=True).cast(kind, safe=False)
-    if column.role is Role.NUMERIC and values.dtype.kind == "f" and pa.types.is_integer(kind):
-        return pa.array(np.rint(values), from_pandas=True).cast(kind, safe=False)
+    if column.role is Role.NUMERIC and pa.types.is_integer(kind):
+        null = np.isnan(values) if values.dtype.kind == "f" else None
+        return pa.array(clip_to_integer(values, str(kind)), mask=null)
     return pa.array(values, from_pandas=True).cast(kind)
 
 
@@ -140,6 +154,8 @@ def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
         return table.to_pandas()
     if module == "polars":
         return sys.modules["polars"].from_arrow(table)
+    if isinstance(rows, pa.RecordBatch):
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=table.schema)
     return table
 
 

@@ -29,9 +29,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("encode", "decode", "score", "sample")
 REQUIRED_MEMBERS = (*(f"{graph}.onnx" for graph in GRAPHS), "golden.npz", "card.md")
+REQUIRED_KEYS = ("model_id", "schema", "latent_size", "score", "calibration", "noise", "metrics", "versions")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed time stamps: the same members make the same file
 
-BundleSource = str | os.PathLike[str] | bytes | BinaryIO
+BundleSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +101,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _content_of(source: BundleSource) -> tuple[str, bytes]:
-    if isinstance(source, bytes):
-        return "the bundle", source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "the bundle", bytes(source)
     if isinstance(source, (str, os.PathLike)):
         try:
             return str(source), Path(source).read_bytes()
         except OSError as error:
             raise BundleError(f"{source} cannot be opened: {error.strerror}; give the path of a model.vae") from error
+    if not hasattr(source, "read"):
+        raise BundleError(f"a bundle cannot be read from {source!r}; give a path, bytes or a binary file")
     return str(getattr(source, "name", "the bundle")), source.read()
 
 
@@ -119,6 +122,9 @@ def _check_manifest(name: str, manifest: Any) -> None:
             f"{name} has bundle format {found}, newer than format {FORMAT} that this parvae reads; "
             "upgrade it: pip install --upgrade parvae"
         )
-    missing = [member for member in REQUIRED_MEMBERS if member not in manifest.get("members", {})]
+    members = manifest.get("members")
+    listing = members if isinstance(members, dict) else {}
+    missing = [member for member in REQUIRED_MEMBERS if "sha256" not in (listing.get(member) or {})]
+    missing += [f"{MANIFEST}: {key}" for key in REQUIRED_KEYS if key not in manifest]
     if missing:
         raise BundleError(f"{name} lacks {', '.join(missing)}; export it anew")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def load(source: BundleSource, *, threads: int = 1, low_memory: bool = False) ->
 
     Raises BundleError when the bundle is damaged, altered or too new.
     """
-    if not isinstance(threads, int) or threads < 1:
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise SettingError(f"threads is {threads!r}; it must be a whole number, at least 1")
     return VAE(read_bundle(source), threads=threads, low_memory=low_memory)
 
@@ -86,7 +87,12 @@ class VAE:
 
     def decode(self, codes: ArrayLike) -> Arrays:
         """Columns by name, as the model expects them at `codes` (n, latent)."""
-        z = np.asarray(codes, dtype=np.float32)
+        try:
+            z = np.asarray(codes, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"codes are no numbers ({error}); decode needs (rows, {self.latent_size}) floats"
+            ) from error
         if z.ndim != 2 or z.shape[1] != self.latent_size:
             raise DataError(f"codes have shape {z.shape}; decode needs (rows, {self.latent_size})")
         return rows_from_outputs(self._schema, self._run("decode", {"z": z}, len(z)))
@@ -103,7 +109,7 @@ class VAE:
             contributions=outputs["contributions"],
             parts=self.parts,
             calibration=self._calibration,
-            reconstruct=lambda: self.reconstruct(rows),
+            reconstruct=partial(self.reconstruct, rows),
         )
 
     def sample(self, num_rows: int, *, seed: int = 0, pixel_noise: bool = False) -> Arrays:

@@ -24,6 +24,7 @@ from parvae.schema import (
     VectorFacts,
     canonical_text,
     check_family,
+    is_null,
     require_columns,
 )
 
@@ -97,13 +98,17 @@ def read_block(block: Input, columns: Columns) -> NDArray[Any]:
 def _cast_elements(block: Input, elements: NDArray[Any]) -> NDArray[Any]:
     (column,) = block.columns
     size = int(np.prod(block.row_shape))
+    if not len(elements):
+        return np.empty((0, size), block.dtype)
     if elements.shape[1] != size:
-        raise DataError(f"column {column.name!r} has {elements.shape[1]} elements a row; the model needs {size}")
+        raise DataError(
+            f"column {column.name!r} has {elements.shape[1]} elements a row; the model needs {size}: pad, cut or resize"
+        )
     if block.dtype == "float32":
         return elements.astype(np.float32, copy=False)
     if elements.dtype != np.uint8:
         if elements.size and not (np.all(elements >= 0) and np.all(elements <= 255) and np.all(elements % 1 == 0)):
-            raise DataError(f"column {column.name!r} has elements that are not whole numbers from 0 to 255")
+            raise DataError(f"column {column.name!r} needs whole numbers from 0 to 255; scale and round it")
         return elements.astype(np.uint8)
     return elements
 
@@ -142,14 +147,25 @@ def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
         return np.array(
             [bool(value > 0.5) if known else None for value, known in zip(values, present, strict=True)], dtype=object
         )
-    if column.family == "integer" and present.all():
-        bounds = np.iinfo(column.arrow_type)
-        # float64 cannot hold the largest int64: clip just inside before the cast.
-        low, high = float(bounds.min), np.nextafter(float(bounds.max), 0) if bounds.bits == 64 else float(bounds.max)
-        whole: NDArray[Any] = np.clip(np.rint(values), low, high).astype(column.arrow_type)
-        return whole
+    if column.arrow_type in _INTEGERS and present.all():
+        return clip_to_integer(values, column.arrow_type)
     kinds = {"halffloat": np.float16, "float": np.float32}
     return values.astype(kinds.get(column.arrow_type, np.float64))
+
+
+_INTEGERS = frozenset({f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)})
+
+
+def clip_to_integer(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Numbers rounded and cut to what an integer type can hold; NaN becomes 0."""
+    bounds = np.iinfo(name)
+    if values.dtype.kind in "iu":
+        inside: NDArray[Any] = np.clip(values, bounds.min, bounds.max).astype(name)
+        return inside
+    # float64 cannot hold the largest int64: cut just inside before the cast.
+    high = np.nextafter(float(bounds.max), 0) if bounds.bits == 64 else float(bounds.max)
+    whole: NDArray[Any] = np.clip(np.rint(np.nan_to_num(values, nan=0.0)), float(bounds.min), high).astype(name)
+    return whole
 
 
 def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
@@ -179,19 +195,16 @@ class MappingColumns:
         self.num_rows = next(iter(lengths.values()), 0)
         for name, length in lengths.items():
             if length != self.num_rows:
-                raise DataError(f"column {name!r} has {length} rows and column {self.names[0]!r} {self.num_rows}")
+                raise DataError(
+                    f"column {name!r} has {length} rows and column {self.names[0]!r} {self.num_rows}; "
+                    "give all columns the same number of rows"
+                )
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
-        array = self._scalars(column)
-        if array.dtype == object:
-            array = np.array([np.nan if value is None else value for value in array.tolist()])
-        return array.astype(np.float64, copy=False)
+        return _floats(column, self._scalars(column))
 
     def truths(self, column: Column) -> NDArray[np.float32]:
-        array = self._scalars(column)
-        if array.dtype == object:
-            array = np.array([np.nan if value is None else float(value) for value in array.tolist()])
-        return array.astype(np.float32)
+        return _floats(column, self._scalars(column)).astype(np.float32)
 
     def levels(self, column: Column) -> tuple[list[str], NDArray[np.int64]]:
         array = self._scalars(column)
@@ -201,6 +214,8 @@ class MappingColumns:
 
     def elements(self, column: Column) -> NDArray[Any]:
         array = self._arrays[column.name]
+        if not len(array):
+            return np.empty((0, 0), np.float32)
         if array.dtype == object or array.ndim < 2:
             raise DataError(
                 f"column {column.name!r} must be an array of shape (rows, elements) with numbers; "
@@ -213,23 +228,42 @@ class MappingColumns:
         array = self._arrays[column.name]
         if array.ndim != 1:
             raise DataError(f"column {column.name!r} must have one value a row; it has shape {array.shape}")
-        check_family(column, _numpy_family(array, column), str(array.dtype))
+        if len(array):
+            check_family(column, _numpy_family(array, column), str(array.dtype))
         return array
 
 
 def _as_array(name: str, values: Any) -> NDArray[Any]:
+    if isinstance(values, np.ma.MaskedArray):
+        masked = np.ma.getmaskarray(values)
+        values = np.ma.getdata(values).astype(object)
+        values[masked] = None
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DataError(f"column {name!r} cannot be read as an array: its rows differ in length") from error
+        raise DataError(
+            f"column {name!r} cannot be read as an array: its rows differ in length; pad or drop them"
+        ) from error
     if array.ndim == 0:
         raise DataError(f"column {name!r} is a single value; give one value a row, for example [{values!r}]")
     return array
 
 
+def _floats(column: Column, array: NDArray[Any]) -> NDArray[np.float64]:
+    if array.dtype == object:
+        array = np.array([np.nan if is_null(value) else value for value in array.tolist()])
+    try:
+        floats: NDArray[np.float64] = array.astype(np.float64, copy=False)
+    except ValueError as error:
+        raise DataError(
+            f"column {column.name!r} holds text among its values ({error}); cast it to {column.arrow_type}"
+        ) from error
+    return floats
+
+
 def _numpy_family(array: NDArray[Any], column: Column) -> str:
     if array.dtype == object:
-        known = next((value for value in array.tolist() if value is not None and value == value), None)
+        known = next((value for value in array.tolist() if not is_null(value)), None)
         if known is None:
             return column.family
         array = np.asarray(known)

@@ -200,7 +200,7 @@ class Schema:
         try:
             columns = tuple(_column_from_json(entry) for entry in document["columns"])
             return cls(columns=columns, num_rows=int(document["num_rows"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"the schema cannot be read ({error}); write the bundle again with this version"
             ) from error
@@ -269,10 +269,12 @@ def check_family(column: Column, family: str, found: str) -> None:
         )
 
 
-def canonical_text(value: object) -> str:
+def canonical_text(value: Any) -> str:
     """One spelling for a category, whatever type carries it: 3 and 3.0 are "3", True is "true", null is NULL_TEXT."""
-    if value is None or value != value:
+    if is_null(value):
         return NULL_TEXT
+    if hasattr(value, "dtype"):  # a numpy scalar
+        value = value.item()
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -280,6 +282,14 @@ def canonical_text(value: object) -> str:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     return str(value)
+
+
+def is_null(value: object) -> bool:
+    """Whether a value stands for null: None, NaN, or a missing-value object that cannot be compared."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA
+        return True
 
 
 def require_columns(schema: Schema, names: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ class Scores:
         num_rows = len(self.calibration.scores)
         if not 0 < alpha < 1:
             raise SettingError(f"alpha is {alpha!r}; it must lie between 0 and 1, for example 0.01")
-        if alpha * (num_rows + 1) < 1:
+        if alpha < 1 / (num_rows + 1):
             raise SettingError(
                 f"alpha is {alpha!r}, but {num_rows} calibration rows support none below {1 / (num_rows + 1):.2g}; "
                 "use a larger alpha, or train with more rows held out"

@@ -2,6 +2,10 @@
 
 A block is part of the network, so training, validation and every exported graph normalise in exactly one way.
 
+Densities of numbers are per standard deviation of their column: nats do not change with its unit (log stddev turns
+them into those of the unit), and a null, which has a probability, can be weighed against a value, which has a density.
+In the column's own unit an ordinary value of a wide column would cost more than a null.
+
 Letters in shapes: B rows, C columns (or elements of the vector or image) of the block, F encoder features.
 """
 
@@ -181,7 +185,6 @@ class NumericBlock(Block):
     minima: Tensor
     maxima: Tensor
     whole: Tensor
-    log_stddevs: Tensor
 
     def __init__(self, block: Input, num_rows: int) -> None:
         super().__init__(block)
@@ -194,7 +197,6 @@ class NumericBlock(Block):
         self.register_buffer("minima", torch.tensor([fact.minimum for fact in facts], dtype=torch.float64))
         self.register_buffer("maxima", torch.tensor([fact.maximum for fact in facts], dtype=torch.float64))
         self.register_buffer("whole", torch.tensor([column.family == "integer" for column in block.columns]))
-        self.register_buffer("log_stddevs", stddevs.log().float())
         self.presence = Presence(block.columns, num_rows)
         self.likelihood = Gaussian((0.5 * resolutions / stddevs).clamp(min=MIN_SCALE).float())
         self.num_values = len(block.columns)
@@ -208,11 +210,6 @@ class NumericBlock(Block):
     def features(self, raw: Tensor) -> Tensor:
         target, present = self.target(raw)
         return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), self._indicators(present)], dim=1)
-
-    def log_prob(self, parameters: Tensor, raw: Tensor) -> Tensor:
-        # The change of variables: the density is that of the raw column, in its own unit.
-        present = torch.isfinite(raw)
-        return super().log_prob(parameters, raw) - torch.where(present, self.log_stddevs, 0.0)
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         restored = values.double() * self.stddevs + self.means
@@ -314,11 +311,6 @@ class VectorBlock(Block):
     def features(self, raw: Tensor) -> Tensor:
         standardised = torch.nan_to_num(self._standardised(raw.float()), nan=0.0)
         return standardised.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS)
-
-    def log_prob(self, parameters: Tensor, raw: Tensor) -> Tensor:
-        nats = super().log_prob(parameters, raw)
-        discrete = self.is_binary or self.is_uint8
-        return nats if discrete else nats - self.num_values * math.log(self.stddev_element)
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         if self.is_binary or self.is_uint8:

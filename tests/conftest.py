@@ -1,0 +1,100 @@
+"""Bundles that many tests share: made once a session, small, on real digits and on a mixed table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "examples" / "digits.parquet"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mixed_table() -> pa.Table:
+    """Every role and kind of null, with columns that depend on each other."""
+    generator = np.random.default_rng(0)
+    num_rows = 400
+    factor = generator.normal(size=num_rows)
+    age = np.clip(np.rint(40 + 12 * factor + 3 * generator.normal(size=num_rows)), 18, 90).astype(int)
+    cities = np.array(["Roma", "Köln", "São Paulo"])[(factor > 0.5).astype(int) + (factor > -0.5).astype(int)]
+    embedding = (factor[:, None] * np.array([1.0, -0.5, 0.2, 2.0]) + 0.1 * generator.normal(size=(num_rows, 4))).astype(
+        "f4"
+    )
+    return pa.table(
+        {
+            "id": pa.array([f"row-{index}" for index in range(num_rows)]),
+            "age": pa.array([None if index % 10 == 0 else int(value) for index, value in enumerate(age)], pa.int64()),
+            "income": pa.array(30_000.0 + 9_000.0 * factor + 800.0 * generator.normal(size=num_rows)),
+            "city": pa.array([None if index % 17 == 0 else str(city) for index, city in enumerate(cities)]),
+            "code": pa.array(np.full(num_rows, 7), pa.int32()),
+            "member": pa.array(factor > 0),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), 4),
+            "target": pa.array((factor > 1).astype("i1")),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def mixed_run(tmp_path_factory: pytest.TempPathFactory, mixed_table: pa.Table) -> Path:
+    """The run folder of a model of `mixed_table`."""
+    folder = tmp_path_factory.mktemp("mixed")
+    pq.write_table(mixed_table, folder / "mixed.parquet")
+    return train_small(folder / "mixed.parquet", folder / "run", label="target", max_steps=300)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a model of the digits."""
+    return train_small(DIGITS, tmp_path_factory.mktemp("digits") / "run", label="digit", max_steps=200)
+
+
+@pytest.fixture(scope="session")
+def mixed_bundle(mixed_run: Path) -> Path:
+    return export_bundle(mixed_run)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_run: Path) -> Path:
+    return export_bundle(digits_run)
+
+
+def train_small(data: Path, folder: Path, *, label: str, max_steps: int, **model: object) -> Path:
+    """Train a small model in process."""
+    from parvae_pipeline.config import RunSettings
+    from parvae_pipeline.train import train
+
+    document = {
+        "data": {"paths": [str(data)], "label": label},
+        "model": {"width": 32, **model},
+        "train": {"max_steps": max_steps, "threads": 1, "batch_size": 64},
+    }
+    train(RunSettings.from_mapping(document), folder)
+    return folder
+
+
+def export_bundle(run: Path) -> Path:
+    """Export the checkpoint of a run."""
+    from parvae_export.export import export
+
+    return export(run / "ckpt.pt").path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; a user's machine has none, and such tests are skipped there."""
+    folder = Path(os.environ.get("PARVAE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set PARVAE_DATA to the folder that holds adult/, mnist/ and the others")
+    return folder
