@@ -70,13 +70,13 @@ def digits_bundle(digits_run: Path) -> Path:
     return export_bundle(digits_run)
 
 
-def train_small(data: Path, folder: Path, *, label: str, max_steps: int, **model: object) -> Path:
+def train_small(data: Path, folder: Path, *, label: str | None, max_steps: int, **model: object) -> Path:
     """Train a small model in process."""
     from parvae_pipeline.config import RunSettings
     from parvae_pipeline.train import train
 
     document = {
-        "data": {"paths": [str(data)], "label": label},
+        "data": {"paths": [str(data)], **({"label": label} if label else {})},
         "model": {"width": 32, **model},
         "train": {"max_steps": max_steps, "threads": 1, "batch_size": 64},
     }

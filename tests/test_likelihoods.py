@@ -123,7 +123,7 @@ def test_shared_gaussian_draws_follow_its_density() -> None:
 def test_bernoulli_is_torchs_bernoulli_and_sums_to_one() -> None:
     logits = torch.tensor([[-30.0, -1.0, 0.0, 2.0, 30.0]])
     zeros, ones = torch.zeros_like(logits), torch.ones_like(logits)
-    likelihood = Bernoulli(5)
+    likelihood = Bernoulli(5, num_rows=100)
     for target in (zeros, ones):
         expected = torch_distributions.Bernoulli(logits=logits.double()).log_prob(target.double())
         torch.testing.assert_close(likelihood.log_prob(logits, target).double(), expected, rtol=1e-5, atol=1e-6)
@@ -134,14 +134,14 @@ def test_bernoulli_is_torchs_bernoulli_and_sums_to_one() -> None:
 def test_bernoulli_draws_follow_its_probabilities() -> None:
     probabilities = [0.03, 0.5, 0.8]
     logits = torch.logit(torch.tensor([probabilities])).expand(NUM_DRAWS, 3)
-    draws = Bernoulli(3).draw(logits, noise(NUM_DRAWS, 3, seed=4))
+    draws = Bernoulli(3, num_rows=100).draw(logits, noise(NUM_DRAWS, 3, seed=4))
     assert set(draws.unique().tolist()) == {0.0, 1.0}
     for count, probability in zip(draws.sum(0).int().tolist(), probabilities, strict=True):
         assert stats.binomtest(count, NUM_DRAWS, probability).pvalue > 0.01
 
 
 def test_bernoulli_mean_is_the_likelier_value() -> None:
-    assert Bernoulli(2).mean(torch.tensor([[-0.1, 0.1]])).tolist() == [[0.0, 1.0]]
+    assert Bernoulli(2, num_rows=100).mean(torch.tensor([[-0.1, 0.1]])).tolist() == [[0.0, 1.0]]
 
 
 # Categorical
@@ -299,7 +299,7 @@ def test_shared_gaussian_starts_with_the_means() -> None:
 def test_bernoulli_starts_with_the_smoothed_share() -> None:
     target = torch.tensor([[1.0], [1.0], [0.0], [1.0]])
     present = torch.tensor([[True], [True], [True], [False]])
-    start = Bernoulli(1).initial_parameters(target, present)
+    start = Bernoulli(1, num_rows=100).initial_parameters(target, present)
     assert float(torch.sigmoid(start)) == pytest.approx((2.0 + 0.5) / (3.0 + 1.0), abs=1e-6)
 
 
@@ -334,7 +334,7 @@ def test_gradients_of_real_valued_densities_are_finite(name: str, parameter: flo
 @pytest.mark.parametrize("logit", [-1e4, -50.0, 0.0, 50.0, 1e4])
 def test_gradients_of_logits_are_finite(logit: float) -> None:
     for likelihood, target in (
-        (Bernoulli(2), torch.tensor([[0.0, 1.0]])),
+        (Bernoulli(2, num_rows=100), torch.tensor([[0.0, 1.0]])),
         (Categorical([2], torch.tensor([0.01])), torch.tensor([[1]])),
         (Categorical([2], torch.tensor([0.01])), torch.tensor([[-1]])),
     ):

@@ -21,7 +21,7 @@ from builders import people_table, quick_settings, write_parquet
 
 from parvae.errors import BundleError, DataError, SettingError
 from parvae.files import find_files
-from parvae_pipeline.checkpoint import FORMAT, Checkpoint, read_checkpoint, write_checkpoint
+from parvae_pipeline.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.reader import held_out_rows, read_rows, scan, select
@@ -206,25 +206,6 @@ def test_a_finished_run_without_its_checkpoint_writes_it_again(
     result = train(quick_settings(data), tmp_path / "run")
     assert result.negative_elbo_nats == finished[1].negative_elbo_nats
     assert_same_run(tmp_path / "run", finished[0])
-
-
-def test_a_finished_run_with_an_older_checkpoint_brings_it_up_to_date(
-    finished: tuple[Path, Result], data: str, tmp_path: Path
-) -> None:
-    # The last state is written first: a kill right after it leaves the checkpoint of the state before.
-    run = tmp_path / "run"
-    train(quick_settings(data), run)
-    checkpoint = read_checkpoint(run / "ckpt.pt")
-    older = Checkpoint(
-        model=checkpoint.model.requires_grad_(False),
-        settings=checkpoint.settings,
-        reservoir=checkpoint.reservoir,
-        metrics={**checkpoint.metrics, "num_steps": 25, "negative_elbo_nats": 1e6},
-    )
-    next(older.model.parameters()).zero_()
-    write_checkpoint(run / "ckpt.pt", older)
-    train(quick_settings(data), run)
-    assert_same_run(run, finished[0])
 
 
 SCRIPT = """

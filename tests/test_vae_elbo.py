@@ -200,7 +200,7 @@ def test_score_terms_do_not_depend_on_the_seed_of_the_weights_generator() -> Non
     torch.manual_seed(2)
     second = VariationalAutoencoder(MIXED, architecture(latent_size=9)).score_signs
     assert torch.equal(first, second)
-    assert set(first.tolist()) == {-1.0, 1.0}
+    assert set(first.flatten().tolist()) == {-1.0, 1.0}
 
 
 def test_columns_come_in_the_order_of_the_modelled_columns() -> None:

@@ -70,46 +70,50 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _files_of(path: str) -> list[DataFile]:
-    is_glob = any(character in path for character in "*?[")
-    root = path if not is_glob else path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0] or "."
-    filesystem, inside = filesystem_of(root)
+    filesystem, inside = filesystem_of(path)
     try:
         info = filesystem.get_file_info(inside)
     except OSError as error:
         raise DataError(f"{path} cannot be reached ({error}); check the address and your access") from error
-    if info.type == pafs.FileType.File and not is_glob:
+    if info.type == pafs.FileType.File:
         return [_data_file(filesystem, info, posixpath.dirname(inside))]
-    if info.type != pafs.FileType.Directory:
+    parts = inside.split("/")
+    magic = next((index for index, part in enumerate(parts) if set(part) & set("*?[")), None)
+    if info.type == pafs.FileType.Directory:  # also when its name looks like a pattern
+        root, pattern = inside, None
+    elif magic is not None:
+        root, pattern = "/".join(parts[:magic]) or "/", parts[magic:]
+    else:
         raise DataError(f"{path} does not exist; give a Parquet file, a folder, a glob or a URL")
-    pattern = None
-    if is_glob:
-        pattern = posixpath.join(inside, path[len(root) :].lstrip("/") if root != "." else path.removeprefix("./"))
-    entries = filesystem.get_file_info(pafs.FileSelector(inside, recursive=True))
-    found = [_data_file(filesystem, entry, inside) for entry in entries if _is_data(entry, inside, pattern)]
+    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
+        raise DataError(f"{path} does not exist; give a Parquet file, a folder, a glob or a URL")
+    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    found = [_data_file(filesystem, entry, root) for entry in entries if _is_data(entry, root, pattern)]
     if not found:
         kinds = sorted({posixpath.splitext(entry.path)[1] for entry in entries if entry.type == pafs.FileType.File})
         raise DataError(
             f"{path} holds no Parquet file (looked for {', '.join('*' + suffix for suffix in SUFFIXES)}; "
-            f"it has files of kind {listed(kinds)})"
+            f"there are files of kind {listed(kinds)})"
         )
     return sorted(found, key=lambda file: file.path)
 
 
-def _is_data(entry: pafs.FileInfo, root: str, pattern: str | None) -> bool:
+def _is_data(entry: pafs.FileInfo, root: str, pattern: list[str] | None) -> bool:
     if entry.type != pafs.FileType.File:
         return False
-    if pattern is not None:
-        return _matches(entry.path, pattern)
     parts = posixpath.relpath(entry.path, root).split("/")
-    return entry.path.endswith(SUFFIXES) and not any(part.startswith((".", "_")) for part in parts)
+    if any(part.startswith((".", "_")) for part in parts):
+        return False
+    return entry.path.endswith(SUFFIXES) if pattern is None else _matches(parts, pattern)
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """Shell rules: * stays inside a folder, ** crosses folders."""
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*").replace("**", "*"))
-    parts, patterns = path.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Shell rules, segment by segment: * stays inside a folder, ** stands for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _data_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, root: str) -> DataFile:

@@ -6,6 +6,7 @@ The schema is written once, by training, and travels as JSON in the checkpoint, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -270,7 +271,10 @@ def check_family(column: Column, family: str, found: str) -> None:
 
 
 def canonical_text(value: Any) -> str:
-    """One spelling for a category, whatever type carries it: 3 and 3.0 are "3", True is "true", null is NULL_TEXT."""
+    """One spelling for a category, whatever type carries it: 3 and 3.0 are "3", True is "true", null is NULL_TEXT.
+
+    Infinities are read as null, as in numeric columns.
+    """
     if is_null(value):
         return NULL_TEXT
     if hasattr(value, "dtype"):  # a numpy scalar
@@ -280,6 +284,8 @@ def canonical_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
+        if math.isinf(value):
+            return NULL_TEXT
         return str(int(value)) if value.is_integer() else repr(value)
     return str(value)
 

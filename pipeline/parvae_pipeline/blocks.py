@@ -228,7 +228,7 @@ class BooleanBlock(Block):
         shares = [column.facts_as(BooleanFacts).share_true for column in block.columns]
         self.register_buffer("shares", torch.tensor(shares))
         self.presence = Presence(block.columns, num_rows)
-        self.likelihood = Bernoulli(len(block.columns))
+        self.likelihood = Bernoulli(len(block.columns), num_rows=num_rows)
         self.num_values = len(block.columns)
         self.num_features = self.num_values + self.presence.num_parameters
 
@@ -294,7 +294,7 @@ class VectorBlock(Block):
         self.mean_element, self.stddev_element = facts.mean, facts.stddev or 1.0
         self.num_values = self.num_features = facts.size
         if facts.is_binary:
-            self.likelihood = Bernoulli(facts.size)
+            self.likelihood = Bernoulli(facts.size, num_rows=num_rows)
         elif self.is_uint8:
             self.likelihood = DiscretizedLogistic(facts.size, mean=facts.mean, stddev=self.stddev_element)
         else:

@@ -67,16 +67,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise BundleError(f"{path} is a torch file, but no checkpoint of vae train; give the ckpt.pt of a run")
     if found > FORMAT:
         raise BundleError(f"{path} has checkpoint format {found}; this parvae reads {FORMAT}: upgrade it")
-    facts = json.loads(document["facts"])
-    settings = {table: _without_none(values) for table, values in facts["settings"].items()}
-    model = VariationalAutoencoder(Schema.from_json(facts["schema"]), Architecture(**facts["architecture"]))
-    model.load_state_dict(document["weights"])
-    return Checkpoint(
-        model=model.eval(),
-        settings=RunSettings.from_mapping(settings),
-        reservoir={name: tensor.numpy() for name, tensor in document["reservoir"].items()},
-        metrics=facts["metrics"],
-    )
+    try:
+        facts = json.loads(document["facts"])
+        settings = {table: _without_none(values) for table, values in facts["settings"].items()}
+        model = VariationalAutoencoder(Schema.from_json(facts["schema"]), Architecture(**facts["architecture"]))
+        model.load_state_dict(document["weights"])
+        return Checkpoint(
+            model=model.eval(),
+            settings=RunSettings.from_mapping(settings),
+            reservoir={name: tensor.numpy() for name, tensor in document["reservoir"].items()},
+            metrics=facts["metrics"],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} is no whole checkpoint ({error}); train anew or give another ckpt.pt") from error
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A setting that is None is chosen from the data when training starts; the choice 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -63,7 +64,9 @@ class ModelSettings:
         _require(self.latent_size is None or self.latent_size >= 1, "model.latent_size", self.latent_size, "at least 1")
         _require(self.width is None or self.width >= 1, "model.width", self.width, "at least 1")
         _require(self.depth >= 0, "model.depth", self.depth, "0 or more")
-        _require(self.channels >= 4, "model.channels", self.channels, "at least 4")
+        # onnxruntime works in blocks of 16 feature maps, and fails on an empty batch where they are not whole.
+        whole = self.channels >= 16 and self.channels % 16 == 0
+        _require(whole, "model.channels", self.channels, "a multiple of 16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,13 @@ class TrainSettings:
     """CPU threads; None takes all cores."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "train.seed", self.seed, "0 or more")
+        for name in ("budget_s", "learning_rate", "weight_decay", "beta", "checkpoint_every_s"):
+            value = getattr(self, name)
+            _require(value is None or math.isfinite(value), f"train.{name}", value, "a finite number")
+        _require(0 <= self.seed < 2**64, "train.seed", self.seed, "0 or more, below 2**64")
+        _require(self.checkpoint_every_s >= 0, "train.checkpoint_every_s", self.checkpoint_every_s, "0 or more")
+        slow = self.learning_rate is None or self.learning_rate <= 1
+        _require(slow, "train.learning_rate", self.learning_rate, "at most 1")
         _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "at least 1")
         _require(self.budget_s is None or self.budget_s > 0, "train.budget_s", self.budget_s, "more than 0 seconds")
         _require(self.batch_size is None or self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
@@ -130,8 +139,8 @@ class RunSettings:
 def read_toml(path: str) -> dict[str, Any]:
     """The document of a TOML file."""
     try:
-        return tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"the configuration {path} cannot be read: {error}") from error
 
 
@@ -142,7 +151,9 @@ def merged(document: Mapping[str, Any], assignments: Mapping[str, Any]) -> dict[
         table, dot, key = dotted.partition(".")
         if not dot:
             raise SettingError(f"--set {dotted}=...: write table.key=value, for example model.width=256")
-        result.setdefault(table, {})[key] = value
+        if not isinstance(result.setdefault(table, {}), dict):
+            raise SettingError(f"{table} is {result[table]!r}; it must be a table, like [{table}] in TOML")
+        result[table][key] = value
     return result
 
 

@@ -103,14 +103,16 @@ class SharedGaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """0 or 1, from a logit for every row and value."""
+    """0 or 1, from a logit for every row and value; anything else has probability 1 / (num_rows + 2)."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, num_rows: int) -> None:
         super().__init__()
         self.num_parameters = size
+        self.log_other = -math.log(num_rows + 2.0)
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
-        return -functional.softplus(torch.where(target > 0.5, -parameters, parameters))
+        log_prob = -functional.softplus(torch.where(target > 0.5, -parameters, parameters))
+        return torch.where((target == 0.0) | (target == 1.0), log_prob, self.log_other)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return (parameters > 0).to(parameters.dtype)

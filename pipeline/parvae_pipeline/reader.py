@@ -72,7 +72,11 @@ def scan(files: Sequence[DataFile]) -> dict[str, ColumnStatistics]:
     merged: dict[str, ColumnStatistics] = {}
     for file, table in _row_groups(files, columns=None):
         _check_columns(file, table, merged)
-        for name, statistics in statistics_of(table).items():
+        try:
+            found = statistics_of(table)
+        except DataError as error:
+            raise DataError(f"{file.path}: {error}") from error
+        for name, statistics in found.items():
             if name in merged:
                 merged[name].merge(statistics)
             else:
@@ -106,7 +110,8 @@ def held_out_rows(num_rows: int, *, share: float, max_rows: int, seed: int) -> N
     At least one row is held out and one is kept.
     """
     share = min(share, max_rows / num_rows)
-    mixed = _splitmix64(np.arange(num_rows, dtype=np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
+    offset = np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = _splitmix64(np.arange(num_rows, dtype=np.uint64), offset)
     held_out: NDArray[np.bool_] = mixed < np.uint64(share * 2.0**64)
     if not held_out.any():
         held_out[np.argmin(mixed)] = True
@@ -131,7 +136,8 @@ def _check_columns(file: DataFile, table: pa.Table, known: dict[str, ColumnStati
         fault = "lacks column" if name in known else "has one that the files before it lack:"
         raise DataError(f"{file.path} {fault} {name!r}; give all files the same columns")
     for field in table.schema:
-        if field.type != known[field.name].arrow_type:
+        types = {field.type, known[field.name].arrow_type} - {pa.null()}  # a column that is null in one file fits all
+        if len(types) > 1:
             raise DataError(
                 f"{file.path}: column {field.name!r} is {field.type}, but {known[field.name].arrow_type} in the files "
                 "before it; cast it to one type"
@@ -161,10 +167,10 @@ def _codes(column: Column, texts: list[str], rows: NDArray[np.int64]) -> NDArray
     return np.array([*(code_of.get(text, UNSEEN_CODE) for text in texts), NULL_CODE], dtype=np.int64)[rows]
 
 
-def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _splitmix64(counter: NDArray[np.uint64], offset: np.uint64) -> NDArray[np.uint64]:
     """Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"."""
     with np.errstate(over="ignore"):
-        z = state + np.uint64(0x9E3779B97F4A7C15)
+        z = counter + offset + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

@@ -148,8 +148,8 @@ def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
         shape = _image_shape(column, size)
         if shape is not None:
             height, width, channels = shape
-            stated = "stated in the metadata" if "shape" in column.metadata else "guessed from the length"
-            return Role.IMAGE, f"{height} x {width} x {channels} pixels of 0 to 255, shape {stated}"
+            source = "stated in the metadata" if _stated_shape(column, size) else "guessed from the length"
+            return Role.IMAGE, f"{height} x {width} x {channels} pixels of 0 to 255, shape {source}"
     kind = "zeros and ones" if _is_binary(column) else "numbers"
     return Role.VECTOR, f"{size} {kind} a row"
 
@@ -216,13 +216,21 @@ def _image_facts(column: ColumnStatistics) -> ImageFacts:
 
 
 def _image_shape(column: ColumnStatistics, size: int) -> tuple[int, int, int] | None:
-    stated = [int(number) for number in re.findall(r"\d+", column.metadata.get("shape", ""))]
-    if len(stated) in (2, 3) and math.prod(stated) == size:
-        return stated[0], stated[1], stated[2] if len(stated) == 3 else 1
+    stated = _stated_shape(column, size)
+    if stated is not None:
+        return stated
     for channels in (1, 3):
         side = math.isqrt(size // channels)
         if side >= MIN_IMAGE_SIDE and side * side * channels == size:
             return side, side, channels
+    return None
+
+
+def _stated_shape(column: ColumnStatistics, size: int) -> tuple[int, int, int] | None:
+    """The shape in the metadata, when it fits the number of pixels."""
+    stated = [int(number) for number in re.findall(r"\d+", column.metadata.get("shape", ""))]
+    if len(stated) in (2, 3) and math.prod(stated) == size:
+        return stated[0], stated[1], stated[2] if len(stated) == 3 else 1
     return None
 
 

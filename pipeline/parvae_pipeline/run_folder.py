@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tomllib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from parvae.bundle import write_whole
 from parvae.errors import BundleError, SettingError
-from parvae_pipeline.config import RunSettings
+from parvae_pipeline.config import RunSettings, read_toml
 
 
 class RunFolder:
@@ -33,13 +34,15 @@ class RunFolder:
         """
         text = settings.to_toml()
         if self.settings_path.exists():
-            found, wanted = tomllib.loads(self.settings_path.read_text()), tomllib.loads(text)
+            found, wanted = read_toml(str(self.settings_path)), tomllib.loads(text)
             if found != wanted:
                 raise SettingError(
                     f"{self.path} holds a run with other settings ({_difference(found, wanted)}); "
                     "give another folder with -o, or the same settings to resume"
                 )
             return
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()  # a process was killed while it wrote
         if self.path.exists() and not self.path.is_dir():
             raise SettingError(f"{self.path} is a file; give a folder with -o")
         write_whole(self.settings_path, text.encode())
@@ -51,12 +54,16 @@ class RunFolder:
         """
         if not self.settings_path.exists():
             raise SettingError(f"{self.path} holds no run to resume (no run.toml); name the data to start one")
-        return RunSettings.from_mapping(tomllib.loads(self.settings_path.read_text()))
+        return RunSettings.from_mapping(read_toml(str(self.settings_path)))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with self.metrics_path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, io.SEEK_END)
+                if file.read(1) != b"\n":  # a line cut off by a crash
+                    file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
@@ -90,7 +97,13 @@ def torch_load(path: Path) -> dict[str, Any]:
     Raises BundleError when it is missing, damaged or something else.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not check: a flipped byte in a weight would load
+        if damaged is not None:
+            raise BundleError(f"{path} is damaged ({damaged}); copy it again or train anew")
         document = torch.load(path, map_location="cpu", weights_only=True)
+    except BundleError:
+        raise
     except OSError as error:
         raise BundleError(f"{path} cannot be opened: {error.strerror}") from error
     except Exception as error:  # torch raises what the unpickler or the zip reader meets: many types

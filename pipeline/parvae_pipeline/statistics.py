@@ -20,6 +20,8 @@ from parvae.arrow import distinct_levels, list_elements
 from parvae.errors import DataError
 from parvae.schema import NULL_TEXT, type_family
 
+MAX_MAGNITUDE = 1e150
+"""Larger numbers count as infinite: their squares would be."""
 MAX_DISTINCT = 20_000
 """Distinct values kept for a column; a column with more is known to have more, and no count of them is needed."""
 
@@ -118,7 +120,16 @@ class ColumnStatistics:
         return float(steps.min()) if steps.size else 0.0
 
     def add(self, values: pa.ChunkedArray) -> None:
-        """Take in the values of some rows."""
+        """Take in the values of some rows.
+
+        Raises DataError when the text of a column is not UTF-8.
+        """
+        try:
+            self._add(values)
+        except UnicodeDecodeError as error:
+            raise DataError(f"column {self.name!r} holds text that is not UTF-8 ({error}); convert it") from error
+
+    def _add(self, values: pa.ChunkedArray) -> None:
         self.num_rows += len(values)
         self.num_nulls += values.null_count
         if self.family in ("integer", "floating"):
@@ -130,6 +141,8 @@ class ColumnStatistics:
 
     def merge(self, other: ColumnStatistics) -> None:
         """Take in the statistics of the same column over other rows."""
+        if pa.types.is_null(self.arrow_type):
+            self.arrow_type = other.arrow_type
         self.num_rows += other.num_rows
         self.num_nulls += other.num_nulls
         self.num_infinite += other.num_infinite
@@ -145,8 +158,8 @@ class ColumnStatistics:
             numbers = np.asarray(present.to_numpy())
         else:
             floats = np.asarray(present.cast(pa.float64(), safe=False).to_numpy())
-            numbers = floats[np.isfinite(floats)]
-            self.num_infinite += int(np.isinf(floats).sum())
+            numbers = floats[np.abs(floats) <= MAX_MAGNITUDE]
+            self.num_infinite += int((np.abs(floats) > MAX_MAGNITUDE).sum())
             # NaN is null to the model, whatever the file calls it.
             self.num_nulls += len(floats) - len(numbers)
         self.moments.add(numbers)
@@ -163,9 +176,10 @@ class ColumnStatistics:
             return
         texts, rows = distinct_levels(values)
         counts = np.bincount(rows, minlength=len(texts))
-        found = Counter(
-            {text: int(count) for text, count in zip(texts, counts, strict=True) if text != NULL_TEXT and count}
-        )
+        found: Counter[str] = Counter()
+        for text, count in zip(texts, counts.tolist(), strict=True):
+            if count and text != NULL_TEXT:
+                found[text] += count  # two values may share a text: 0.0 and -0.0
         self._count(found, len(values) - values.null_count)
 
     def _count(self, found: Counter[str], num_rows: int) -> None:

@@ -143,6 +143,8 @@ def train(
     )
     if not trainer.progress.finished:
         trainer.fit()
+    elif not run.checkpoint_path.exists():
+        save(trainer)
     metrics = read_checkpoint(run.checkpoint_path).metrics
     return Result(
         folder=run.path,
@@ -228,8 +230,7 @@ def _deadline(settings: TrainSettings, started_s: float) -> float | None:
 
 
 def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Arrays) -> None:
-    """The state to resume from, then the best model so far as a checkpoint."""
-    run.save_state({**trainer.state(), "schema": json.dumps(trainer.model.schema.to_json())})
+    """The best model so far as a checkpoint, then the state to resume from: a finished state has its checkpoint."""
     best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
     best.load_state_dict(trainer.best)
     if trainer.progress.finished:
@@ -250,6 +251,7 @@ def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Ar
         run.checkpoint_path,
         Checkpoint(model=best, settings=settings, reservoir=reservoir, metrics=metrics),
     )
+    run.save_state({**trainer.state(), "schema": json.dumps(trainer.model.schema.to_json())})
 
 
 def _record(entry: Report) -> dict[str, object]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,8 +104,8 @@ class Trainer:
         """Train until the schedule, the time or the patience ends; `best` then holds the weights to keep."""
         progress = self.progress
         started_s = last_saved_s = time.monotonic() - progress.elapsed_s
-        first_step, last_steps, last_s = progress.step, progress.step, time.monotonic()
-        losses = torch.zeros(())
+        last_steps, last_s = progress.step, time.monotonic()
+        losses: list[Tensor] = []
         for batch in self.reader.batches(progress.step):
             if progress.finished or progress.step >= progress.total_steps:
                 break
@@ -112,13 +113,14 @@ class Trainer:
             progress.step += 1
             now_s = time.monotonic()
             progress.elapsed_s = now_s - started_s
-            if progress.step - first_step == FIRST_TIMING_STEPS:
+            if self._deadline_s is not None and progress.step == FIRST_TIMING_STEPS:
                 self._fit_to_time(now_s, (now_s - last_s) / (progress.step - last_steps))
                 progress.next_evaluation = progress.step + self.schedule.evaluation_steps
             if progress.step >= min(progress.next_evaluation, progress.total_steps):
                 num_steps = progress.step - last_steps
-                self._evaluate(float(losses) / num_steps, num_steps * self.reader.batch_size / (now_s - last_s))
-                losses.zero_()
+                train_nats = float(torch.stack(losses).mean()) if losses else float("nan")
+                self._evaluate(train_nats, num_steps * self.reader.batch_size / (now_s - last_s))
+                losses = []
                 seconds_per_step = (time.monotonic() - last_s) / num_steps
                 last_steps, last_s = progress.step, time.monotonic()
                 self._fit_to_time(last_s, seconds_per_step)
@@ -148,10 +150,12 @@ class Trainer:
         self.best = dict(state["best"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One step; returns the loss, or 0 when it was skipped."""
+    def _step(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """One step; returns its loss, or nothing when it was skipped."""
         progress, schedule = self.progress, self.schedule
-        self._noise.manual_seed((self.settings.seed << 32) + progress.step)
+        # torch's CPU generator takes 32 bits of a seed.
+        mixed = np.random.SeedSequence((self.settings.seed, progress.step)).generate_state(1)
+        self._noise.manual_seed(int(mixed[0]))
         num_rows = len(next(iter(batch.values())))
         noise = torch.randn(num_rows, self.model.latent_size, generator=self._noise)
         terms = self.model.elbo_terms(batch, noise)
@@ -159,12 +163,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if not self._clip_or_skip():
-            return torch.zeros(())
+            return []
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(progress.step) * progress.rate_factor
         self.optimizer.step()
         torch._foreach_lerp_(self._averaged_parameters, self._parameters, 1.0 - schedule.ema_decay(progress.step))
-        return loss.detach()
+        return [loss.detach()]
 
     def _clip_or_skip(self) -> bool:
         """Clip the gradient at 3 times the median of recent norms; False when it is beyond 100 times or not finite."""
