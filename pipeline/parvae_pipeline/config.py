@@ -88,6 +88,9 @@ class TrainSettings:
     """Final weight of the KL term; 1 is the ELBO."""
     patience: int = 15
     """Evaluations without a better validation ELBO, after the KL warm-up, that end the run."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the layers in training; auto takes bfloat16 where the processor has it. Everything else, and every
+    figure that is reported, is float32."""
     checkpoint_every_s: float = 60.0
     threads: int | None = None
     """CPU threads; None takes all cores."""

@@ -5,6 +5,7 @@ Letters in shapes: B rows, L latent dimensions, P decoder outputs, K columns.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -73,6 +74,8 @@ class VariationalAutoencoder(nn.Module):
         self.prior = PRIORS[architecture.prior](architecture.latent_size)
         signs = torch.randint(0, 2, (SCORE_PAIRS, architecture.latent_size), generator=torch.Generator().manual_seed(0))
         self.register_buffer("score_signs", 2.0 * signs - 1.0)
+        self.layer_dtype = torch.float32
+        """Arithmetic of encoder and decoder; features, densities and prior are always float32."""
 
     score_signs: Tensor
 
@@ -94,8 +97,9 @@ class VariationalAutoencoder(nn.Module):
     def posterior(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, L) of q(z | x)."""
         features = torch.cat([block.features(raw[block.name]) for block in self.column_blocks], dim=1)
-        mean, log_variance = self.encoder(features)
-        return mean, log_variance
+        with self._layer_arithmetic():
+            mean, log_variance = self.encoder(features)
+        return mean.float(), log_variance.float()
 
     def elbo_terms(self, raw: RawBatch, noise: Tensor) -> ElboTerms:
         """The ELBO with one code a row, drawn with standard normal `noise` (B, L)."""
@@ -141,6 +145,11 @@ class VariationalAutoencoder(nn.Module):
             for block, part in zip(self.column_blocks, parts, strict=True)
         }
 
+    def _layer_arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        if self.layer_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=self.layer_dtype)
+
     @torch.no_grad()
     def start_from(self, raw: RawBatch) -> None:
         """Set the output biases so that the decoder begins with the marginals of these rows."""
@@ -148,7 +157,9 @@ class VariationalAutoencoder(nn.Module):
 
     def _decoder_outputs(self, z: Tensor) -> dict[str, Tensor]:
         sizes = [block.num_parameters for block in self.column_blocks]
-        parts = torch.split(self.decoder(z), sizes, dim=1)
+        with self._layer_arithmetic():
+            parameters = self.decoder(z)
+        parts = torch.split(parameters.float(), sizes, dim=1)
         return {block.name: part for block, part in zip(self.column_blocks, parts, strict=True)}
 
 

@@ -54,12 +54,13 @@ class RealNVP(Prior):
     """
 
     NUM_COUPLINGS = 6
-    WIDTH = 128
+    MAX_WIDTH = 128
 
     def __init__(self, latent_size: int) -> None:
         super().__init__(latent_size)
+        width = min(self.MAX_WIDTH, 8 * latent_size)
         self.couplings = nn.ModuleList(
-            AffineCoupling(latent_size, self.WIDTH, reverse=bool(index % 2)) for index in range(self.NUM_COUPLINGS)
+            AffineCoupling(latent_size, width, reverse=bool(index % 2)) for index in range(self.NUM_COUPLINGS)
         )
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ class Trainer:
         self.settings, self.schedule = settings, schedule
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged.state_dict())
+        model.layer_dtype = torch.bfloat16 if uses_bfloat16(settings.precision) else torch.float32
         # fused: one pass over the weights, 1.1 times the rows/s of the plain loop on one core.
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=schedule.peak_rate, weight_decay=settings.weight_decay, fused=True
@@ -237,3 +238,10 @@ class Trainer:
         total = max(self.progress.step, min(self._max_steps, allowed))
         self.progress.total_steps = total
         self.schedule = self.schedule.with_total_steps(max(total, 1))
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Whether to train in bfloat16: as told, or where the processor multiplies in it natively."""
+    if precision == "auto":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return precision == "bfloat16"

@@ -1,0 +1,34 @@
+"""Every benchmark runs, and prints its figures as one JSON object; what the figures say is not for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FIGURES = {
+    "startup.py": {"ours_s", "by_hand_s", "ratio"},
+    "elbo.py": {"graph_nats", "torch_nats", "difference_nats", "sampled_nats"},
+}
+
+
+def test_every_benchmark_is_listed_here() -> None:
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"harness.py"}
+    assert scripts == set(FIGURES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("script", FIGURES)
+def test_a_smoke_run_prints_its_figures(script: str, shared_data: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", "--data", str(shared_data)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert set(figures) >= FIGURES[script]
+    assert all(isinstance(value, (int, float)) for value in figures.values())
