@@ -174,8 +174,8 @@ class Blocked:
         if name.partition(".")[0] in {blocked!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
 sys.meta_path.insert(0, Blocked())
-from parvae.cli import main
-main()
+from parvae.__main__ import main
+sys.exit(main())
 """
 
 

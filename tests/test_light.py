@@ -197,11 +197,17 @@ def test_a_failed_selftest_is_exit_code_1_and_names_the_output(mixed_bundle: Pat
     assert "failed: encode/mean" in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("arguments", [(), ("selftest",), ("train", "model.vae")])
+@pytest.mark.parametrize("arguments", [(), ("selftest",), ("info", "a.vae", "b.vae")])
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     done = run_module(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m parvae")
+
+
+def test_a_verb_that_needs_more_says_what_to_install() -> None:
+    done = run_module("train", "data.parquet")
+    assert done.returncode == 1
+    assert "pip install 'parvae[parquet]'" in done.stderr
 
 
 def test_importing_parvae_changes_nothing_in_the_process() -> None:

@@ -68,8 +68,9 @@ def test_an_empty_environment_gets_numpy_and_onnxruntime_and_can_run_a_bundle(wh
     subprocess.run([python, "-c", USE], check=True, capture_output=True)
     done = subprocess.run([python, "-m", "parvae", "selftest", GOLDEN], check=True, capture_output=True, text=True)
     assert "passed: True" in done.stdout
-    missing = subprocess.run(
-        [tmp_path / "env" / "bin" / "vae", "info", GOLDEN], check=False, capture_output=True, text=True
-    )
-    assert missing.returncode == 1
-    assert "pip install 'parvae[parquet]'" in missing.stderr
+    scripts = tmp_path / "env" / "bin"
+    subprocess.run([scripts / "vae", "info", GOLDEN], check=True, capture_output=True)
+    for command, extra in ((["vae", "score", GOLDEN], "parquet"), (["vae-export", "ckpt.pt"], "export")):
+        missing = subprocess.run([scripts / command[0], *command[1:]], check=False, capture_output=True, text=True)
+        assert missing.returncode == 1
+        assert f"pip install 'parvae[{extra}]'" in missing.stderr

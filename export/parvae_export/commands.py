@@ -1,8 +1,6 @@
-"""The verb `export`, also installed as the script `vae-export`."""
+"""The verb `export`; the script `vae-export` is the same."""
 
 from __future__ import annotations
-
-import sys
 
 import click
 
@@ -30,8 +28,3 @@ def export(checkpoint: str, output: str | None, as_json: bool) -> None:
         },
         as_json=as_json,
     )
-
-
-def main() -> None:
-    """Run `vae-export`."""
-    sys.exit(export.main(prog_name="vae-export"))

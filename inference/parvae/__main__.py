@@ -1,38 +1,44 @@
-"""`python -m parvae`: the command `vae`; where click is not installed, the two verbs that a bare device needs.
+"""The command `vae`, also `python -m parvae`.
 
-Those are `selftest model.vae` and `info model.vae`; numpy and onnxruntime are enough for them.
+Where click is not installed it offers the two verbs that a bare device needs, `selftest MODEL` and `info MODEL`:
+numpy and onnxruntime are enough for them.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from pathlib import Path
 
 from parvae.bundle import read_bundle
 from parvae.errors import Error
 from parvae.selftest import describe, replay, summarise
 
+BARE_VERBS = ("selftest", "info")
+
 
 def main() -> int:
     """Run `vae`, or what of it works without click; returns the exit code."""
+    name = Path(sys.argv[0]).name
+    program = "python -m parvae" if name == "__main__.py" else name
     try:
         from parvae.cli import vae
-    except ModuleNotFoundError:
-        return bare(sys.argv[1:])
-    return int(vae(prog_name="python -m parvae") or 0)
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        return bare(program, sys.argv[1:])
+    return int(vae(prog_name=program) or 0)
 
 
-def bare(arguments: list[str]) -> int:
+def bare(program: str, arguments: list[str]) -> int:
     """Run `selftest` or `info` with the standard library alone."""
-    parser = argparse.ArgumentParser(
-        prog="python -m parvae", epilog="The other verbs need click and pyarrow: pip install 'parvae[parquet]'"
-    )
-    parser.add_argument("verb", choices=("selftest", "info"))
-    parser.add_argument("model")
-    options = parser.parse_args(arguments)
+    if len(arguments) != 2 or arguments[0] not in BARE_VERBS:
+        print(f"usage: {program} {{{','.join(BARE_VERBS)}}} MODEL", file=sys.stderr)
+        print("The other verbs need click and pyarrow: pip install 'parvae[parquet]'", file=sys.stderr)
+        return 1 if arguments and arguments[0] not in BARE_VERBS else 2
+    verb, model = arguments
     try:
-        bundle = read_bundle(options.model)
-        if options.verb == "info":
+        bundle = read_bundle(model)
+        if verb == "info":
             result, passed = describe(bundle), True
         else:
             checks = replay(bundle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 
 import click
@@ -26,8 +25,3 @@ class VerbsByEntryPoint(click.Group):
 @click.version_option(__version__, prog_name="parvae")
 def vae() -> None:
     """Train a variational autoencoder on Parquet, export it, and run it anywhere."""
-
-
-def main() -> None:
-    """Run `vae`."""
-    sys.exit(vae(prog_name="vae"))
