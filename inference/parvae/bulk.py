@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from parvae.arrow import in_the_form_of
+from parvae.bundle import write_whole
 from parvae.errors import DataError, Error, SettingError
 from parvae.files import SUFFIXES, DataFile
 from parvae.model import VAE
@@ -74,26 +75,36 @@ def plan(files: Sequence[DataFile], output: Path) -> list[Task]:
 
 
 def run(tasks: Sequence[Task], transform: Transform, *, stamp: Mapping[str, str], output: Path) -> Iterator[Outcome]:
-    """Work through the tasks; files that fail are listed in a ledger in (or beside) `output`."""
-    ledger = (output if output.suffix not in SUFFIXES else output.parent) / ERRORS_NAME
-    failed = []
+    """Work through the tasks one by one; files that fail are listed in the ledger."""
+    outcomes = []
     for task in tasks:
-        try:
-            yield process_file(task, transform, stamp=stamp)
-        except (Error, pa.ArrowException, OSError) as error:
-            if (
-                isinstance(error, OSError)
-                and task.output.parent.exists()
-                and not os.access(task.output.parent, os.W_OK)
-            ):
-                raise
-            failed.append({"path": task.file.path, "error": str(error)})
-            yield Outcome(task=task, num_rows=0, error=str(error))
+        outcomes.append(attempt(task, transform, stamp=stamp))
+        yield outcomes[-1]
+    write_ledger(outcomes, output)
+
+
+def attempt(task: Task, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:
+    """Transform one file; a file that fails is an outcome, for the others must go on.
+
+    Raises OSError when the output folder itself cannot be written: then every file would fail.
+    """
+    try:
+        return process_file(task, transform, stamp=stamp)
+    except (Error, pa.ArrowException, OSError) as error:
+        folder = task.output.parent
+        if isinstance(error, OSError) and folder.exists() and not os.access(folder, os.W_OK):
+            raise
+        return Outcome(task=task, num_rows=0, error=str(error))
+
+
+def write_ledger(outcomes: Sequence[Outcome], output: Path) -> None:
+    """List the files that failed in `_errors.jsonl`, in (or beside) `output`; remove the list when none did."""
+    ledger = (output if output.suffix not in SUFFIXES else output.parent) / ERRORS_NAME
+    failed = [{"path": outcome.task.file.path, "error": outcome.error} for outcome in outcomes if outcome.error]
     if failed:
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        ledger.write_text("".join(json.dumps(entry) + "\n" for entry in failed))
-    elif ledger.exists():
-        ledger.unlink()
+        write_whole(ledger, "".join(json.dumps(entry) + "\n" for entry in failed).encode())
+    else:
+        ledger.unlink(missing_ok=True)
 
 
 def process_file(task: Task, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from parvae.console import Verb, json_option, print_result, print_table
 from parvae.errors import SettingError
 
 if TYPE_CHECKING:
-    from parvae.bulk import Transform
+    from parvae.bulk import Outcome, Transform
     from parvae.model import VAE
 
 DEFAULT_ALPHA = 0.01
@@ -162,14 +162,22 @@ def _bulk(
     settings: str,
     as_json: bool,
 ) -> None:
-    """Run a transform over files, print one line a file and the totals, exit 1 when a file failed."""
-    from parvae.bulk import ERRORS_NAME, plan, run
+    """Run a transform over files and print what became of them."""
+    from parvae.bulk import plan, run
     from parvae.files import find_files
 
     stamp = {"parvae.verb": verb, "parvae.settings": settings, "parvae.model_id": vae.model_id}
+    outcomes = run(plan(find_files(data), output), transform, stamp=stamp, output=output)
+    print_outcomes(outcomes, output, as_json=as_json)
+
+
+def print_outcomes(outcomes: Iterable[Outcome], output: Path, *, as_json: bool) -> None:
+    """Print each failure as it comes and the totals at the end; exit with 1 when a file failed."""
+    from parvae.bulk import ERRORS_NAME
+
     started_s = time.monotonic()
     totals: dict[str, Any] = {"files": 0, "rows": 0, "already_done": 0, "failed": 0}
-    for outcome in run(plan(find_files(data), output), transform, stamp=stamp, output=output):
+    for outcome in outcomes:
         totals["files"] += 1
         totals["rows"] += outcome.num_rows
         totals["already_done"] += outcome.skipped

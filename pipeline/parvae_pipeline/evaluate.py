@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parvae.rows import Arrays
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.world import World
 
 EVALUATION_ROWS = 1024
 """Rows at a time; bounds memory, not the result."""
@@ -26,35 +27,38 @@ class Evaluation:
     """Distortion of every column."""
 
 
+ALONE = World()
+
 BALANCE_PATTERNS, BALANCE_PAIRS = 12, 4
 BALANCE_SHARE, MIN_BALANCE_ROWS, MAX_BALANCE_ROWS = 0.002, 64, 4_096
 """Rows to balance on, as a share of the rows trained on: about 1 % of the time of training."""
 
 
 @torch.no_grad()
-def evaluate(model: VariationalAutoencoder, rows: Arrays, *, seed: int = 0) -> Evaluation:
+def evaluate(model: VariationalAutoencoder, rows: Arrays, *, seed: int = 0, world: World = ALONE) -> Evaluation:
     """The ELBO, averaged over rows and over a pair of opposite random codes a row.
 
     It estimates the bound without bias, and the same rows meet the same noise each time, so that two models differ by
-    what they are.
+    what they are. With several processes each one takes its share of `rows`, and all get the same figures.
     """
-    num_rows = len(next(iter(rows.values())))
-    columns = torch.zeros(len(model.schema.modelled), dtype=torch.float64)
-    rate = 0.0
+    num_columns = len(model.schema.modelled)
+    sums = torch.zeros(num_columns + 2, dtype=torch.float64)  # nats of every column, nats of the code, rows
     generator = torch.Generator().manual_seed(seed)
+    rows = {name: array[world.rank :: world.size] for name, array in rows.items()}
     for batch in _batches(rows):
         mean, log_variance = model.posterior(batch)
         noise = torch.randn(mean.shape, generator=generator)
         terms = model.terms_at(batch, mean, log_variance, torch.stack([noise, -noise]))
-        columns += terms.column_nats.double().sum(dim=0)
-        rate += float(terms.kl_nats.double().sum())
-    names = [column.name for column in model.schema.modelled]
-    means = columns / num_rows
+        sums[:num_columns] += terms.column_nats.double().sum(dim=0)
+        sums[num_columns] += terms.kl_nats.double().sum()
+        sums[-1] += len(mean)
+    world.sum(sums)
+    *column_nats, rate_nats = (sums[:-1] / sums[-1]).tolist()
     return Evaluation(
-        negative_elbo_nats=float(means.sum()) + rate / num_rows,
-        rate_nats=rate / num_rows,
-        distortion_nats=float(means.sum()),
-        column_nats=dict(zip(names, means.tolist(), strict=True)),
+        negative_elbo_nats=sum(column_nats) + rate_nats,
+        rate_nats=rate_nats,
+        distortion_nats=sum(column_nats),
+        column_nats=dict(zip((column.name for column in model.schema.modelled), column_nats, strict=True)),
     )
 
 

@@ -1,7 +1,8 @@
 """The training loop. It knows a model, a reader and a place to report; it knows nothing of Ray, of files
 or of the command line.
 
-All chance in a step comes from (seed, step): a run that is stopped and resumed takes the same steps as one that is not.
+All chance in a step comes from (seed, step, rank): a run that is stopped and resumed takes the same steps as one that
+is not.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch import Tensor
 from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
-from parvae_pipeline.evaluate import Evaluation, evaluate
+from parvae_pipeline.evaluate import ALONE, Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.world import World
 
 NORM_HISTORY = 101
 SKIP_ABOVE_MEDIAN = 100.0
@@ -82,6 +84,7 @@ class Trainer:
         deadline_s: float | None,
         report: Callable[[Report], None],
         save: Callable[[Trainer], None],
+        world: World = ALONE,
     ) -> None:
         """`deadline_s` (time.monotonic) is when training must be over; `save` is called when a checkpoint is due."""
         self.model, self.reader, self.held_out = model, reader, held_out
@@ -97,6 +100,7 @@ class Trainer:
         self._max_steps = schedule.total_steps
         self._deadline_s = deadline_s
         self._report, self._save = report, save
+        self._world = world
         self._parameters: list[Tensor] = list(model.parameters())
         self._averaged_parameters: list[Tensor] = list(self.averaged.parameters())
         self._noise = torch.Generator()
@@ -155,7 +159,7 @@ class Trainer:
         """One step; returns its loss, or nothing when it was skipped."""
         progress, schedule = self.progress, self.schedule
         # torch's CPU generator takes 32 bits of a seed.
-        mixed = np.random.SeedSequence((self.settings.seed, progress.step)).generate_state(1)
+        mixed = np.random.SeedSequence((self.settings.seed, progress.step, self._world.rank)).generate_state(1)
         self._noise.manual_seed(int(mixed[0]))
         num_rows = len(next(iter(batch.values())))
         noise = torch.randn(num_rows, self.model.latent_size, generator=self._noise)
@@ -163,6 +167,7 @@ class Trainer:
         loss = terms.column_nats.sum(dim=1).mean() + schedule.kl_weight(progress.step) * terms.kl_nats.mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self._world.average_gradients(self._parameters)
         if not self._clip_or_skip():
             return []
         for group in self.optimizer.param_groups:
@@ -208,7 +213,7 @@ class Trainer:
 
     def _evaluate(self, train_nats: float, rows_per_s: float) -> None:
         progress = self.progress
-        validation = evaluate(self.averaged, self.held_out)
+        validation = evaluate(self.averaged, self.held_out, world=self._world)
         is_best = validation.negative_elbo_nats < progress.best_nats
         if progress.step >= self.schedule.warmup_steps:
             # Patience counts only once the objective no longer moves.
@@ -235,7 +240,8 @@ class Trainer:
             return
         left_s = self._deadline_s - now_s
         allowed = self.progress.step + int(left_s / seconds_per_step)
-        total = max(self.progress.step, min(self._max_steps, allowed))
+        # Clocks differ between processes; the first one decides.
+        total = self._world.from_first(max(self.progress.step, min(self._max_steps, allowed)))
         self.progress.total_steps = total
         self.schedule = self.schedule.with_total_steps(max(total, 1))
 

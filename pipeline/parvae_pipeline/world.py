@@ -1,0 +1,66 @@
+"""The processes that train one model together: what each of them is, and what they tell one another.
+
+One process alone is a world of its own, and then every method does nothing. Nothing here knows who started the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among `size` of them; `rank` 0 writes files and decides what depends on time."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_this_process(cls) -> World:
+        """The world that torch.distributed was set up for; alone when it was not."""
+        if not distributed.is_available() or not distributed.is_initialized():
+            return cls()
+        return cls(rank=distributed.get_rank(), size=distributed.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all processes, the same bits in each."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace every gradient by its mean over all processes: one message for all of them."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        )
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process holds, in every process: plain values and tensors."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite `tensors` with those of the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
