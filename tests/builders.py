@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from parvae.files import find_files
 from parvae.rows import Arrays
 from parvae.schema import (
     BooleanFacts,
@@ -24,10 +25,13 @@ from parvae.schema import (
     VectorFacts,
 )
 from parvae_pipeline.config import RunSettings
+from parvae_pipeline.decode import UnitRows, read_split
 from parvae_pipeline.model import Architecture
 from parvae_pipeline.reader import encode
 from parvae_pipeline.roles import infer_schema
+from parvae_pipeline.split import Split
 from parvae_pipeline.statistics import statistics_of
+from parvae_pipeline.units import plan_units
 
 
 def numeric(
@@ -146,6 +150,32 @@ def write_parquet(path: Path, table: pa.Table, *, row_group_size: int | None = N
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=row_group_size)
     return str(path)
+
+
+def numbered_files(folder: Path, row_groups: Sequence[Sequence[int]]) -> list[str]:
+    """One file for each list of row group sizes: "x" is the number of the row, "v" three times that as a vector."""
+    paths, first = [], 0
+    schema = pa.schema({"x": pa.float64(), "v": pa.list_(pa.float32(), 3)})
+    for number, sizes in enumerate(row_groups):
+        path = folder / f"{number:04d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, schema) as writer:
+            for size in sizes:
+                rows = np.arange(first, first + size, dtype=np.float64)
+                vectors = np.repeat(rows.astype(np.float32)[:, None], 3, axis=1)
+                writer.write_table(pa.table({"x": rows, "v": list_array(vectors)}, schema=schema))
+                first += size
+        paths.append(str(path))
+    return paths
+
+
+def read_rows(paths: Sequence[str], schema: Schema) -> Arrays:
+    """All rows of some files as the network takes them, in the order of the files."""
+    units = plan_units(find_files(paths))
+    split = Split.of(units.total_rows, share=0.5, max_rows=units.total_rows, seed=0)
+    training, held_out = read_split(UnitRows(units, schema, split))
+    order = np.argsort(np.argsort(split.held_out(), kind="stable"))
+    return {name: np.concatenate([rows, held_out[name]])[order] for name, rows in training.items()}
 
 
 def quick_settings(path: str, *, data: Mapping[str, Any] | None = None, **train: Any) -> RunSettings:

@@ -180,6 +180,8 @@ def test_a_value_of_the_wrong_type_says_what_is_needed(table: str, key: str, val
         ("data", "held_out_share", float("nan")),
         ("data", "max_held_out_rows", 0),
         ("data", "reservoir_rows", -1),
+        ("data", "memory_budget_mb", 0.0),
+        ("data", "memory_budget_mb", float("nan")),
         ("model", "latent_size", 0),
         ("model", "width", 0),
         ("model", "depth", -1),

@@ -15,9 +15,11 @@ from scipy import stats
 from parvae.rows import Arrays
 from parvae.schema import NumericFacts, Schema
 from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
-from parvae_pipeline.reader import MemoryReader, held_out_rows, select
+from parvae_pipeline.reader import select
 from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.split import Split
 from parvae_pipeline.trainer import Trainer
 
 NUM_ROWS = 16_000
@@ -68,7 +70,7 @@ def sampled_nats(model: VariationalAutoencoder, rows: Arrays) -> float:
 
 
 def split(num_rows: int) -> NDArray[np.bool_]:
-    return held_out_rows(num_rows, share=0.25, max_rows=num_rows, seed=0)
+    return Split.of(num_rows, share=0.25, max_rows=num_rows, seed=0).held_out()
 
 
 LOADINGS, NOISE_SCALES, LOCATION = np.array([20.0, -3.0, 0.8]), np.array([5.0, 1.0, 0.5]), np.array([170.0, 5.0, 0.0])

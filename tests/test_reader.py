@@ -11,14 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import list_array, people_table, write_parquet
+from builders import list_array, people_table, read_rows, write_parquet
 
 from parvae.errors import DataError
 from parvae.files import find_files
 from parvae.schema import FIRST_LEVEL_CODE, NULL_CODE, UNSEEN_CODE
-from parvae_pipeline.reader import MemoryReader, encode, held_out_rows, read_rows, scan, select
+from parvae_pipeline.memory_reader import MemoryReader
+from parvae_pipeline.reader import encode, select
 from parvae_pipeline.roles import infer_schema
+from parvae_pipeline.scan import scan
+from parvae_pipeline.split import Split
 from parvae_pipeline.statistics import statistics_of
+from parvae_pipeline.units import plan_units
 
 # The held-out split
 
@@ -26,42 +30,42 @@ from parvae_pipeline.statistics import statistics_of
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_the_held_out_share_is_the_one_asked_for(share: float) -> None:
     num_rows = 50_000
-    held_out = held_out_rows(num_rows, share=share, max_rows=num_rows, seed=0)
+    held_out = Split.of(num_rows, share=share, max_rows=num_rows, seed=0).held_out()
     standard_error = np.sqrt(num_rows * share * (1.0 - share))
     assert abs(held_out.sum() - num_rows * share) < 4.0 * standard_error
 
 
 def test_held_out_rows_are_bounded_in_number() -> None:
-    held_out = held_out_rows(100_000, share=0.5, max_rows=1000, seed=0)
+    held_out = Split.of(100_000, share=0.5, max_rows=1000, seed=0).held_out()
     assert abs(int(held_out.sum()) - 1000) < 4.0 * np.sqrt(1000)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 12345, 2**31, 2**63])
 def test_the_split_is_the_same_each_time(seed: int) -> None:
-    first = held_out_rows(500, share=0.2, max_rows=500, seed=seed)
-    assert np.array_equal(first, held_out_rows(500, share=0.2, max_rows=500, seed=seed))
+    first = Split.of(500, share=0.2, max_rows=500, seed=seed).held_out()
+    assert np.array_equal(first, Split.of(500, share=0.2, max_rows=500, seed=seed).held_out())
 
 
 def test_another_seed_holds_out_other_rows() -> None:
-    first, second = (held_out_rows(5000, share=0.5, max_rows=5000, seed=seed) for seed in (0, 1))
+    first, second = (Split.of(5000, share=0.5, max_rows=5000, seed=seed).held_out() for seed in (0, 1))
     assert 0.4 < float((first == second).mean()) < 0.6
 
 
 def test_more_rows_leave_the_earlier_ones_where_they_were() -> None:
-    shorter = held_out_rows(1000, share=0.2, max_rows=10_000, seed=1)
-    longer = held_out_rows(5000, share=0.2, max_rows=10_000, seed=1)
+    shorter = Split.of(1000, share=0.2, max_rows=10_000, seed=1).held_out()
+    longer = Split.of(5000, share=0.2, max_rows=10_000, seed=1).held_out()
     assert np.array_equal(shorter, longer[:1000])
 
 
 @pytest.mark.parametrize("share", [1e-9, 1.0 - 1e-9])
 @pytest.mark.parametrize("num_rows", [2, 10])
 def test_at_least_one_row_is_held_out_and_one_is_kept(num_rows: int, share: float) -> None:
-    held_out = held_out_rows(num_rows, share=share, max_rows=num_rows, seed=0)
+    held_out = Split.of(num_rows, share=share, max_rows=num_rows, seed=0).held_out()
     assert 0 < held_out.sum() < num_rows
 
 
 def test_held_out_rows_do_not_follow_the_order_of_the_file() -> None:
-    held_out = held_out_rows(8000, share=0.25, max_rows=8000, seed=1)
+    held_out = Split.of(8000, share=0.25, max_rows=8000, seed=1).held_out()
     for start in range(0, 8000, 1000):
         assert held_out[start : start + 1000].mean() == pytest.approx(0.25, abs=0.06)
 
@@ -73,10 +77,10 @@ def test_the_split_does_not_depend_on_the_number_of_files(tmp_path: Path) -> Non
         write_parquet(tmp_path / "many" / f"{part}.parquet", table.slice(50 * part, 50), row_group_size=20)
         for part in range(4)
     ]
-    schemas = [infer_schema(scan(find_files(paths)), overrides={}, label=None) for paths in (one, many)]
+    schemas = [infer_schema(scan(plan_units(find_files(paths))), overrides={}, label=None) for paths in (one, many)]
     assert [column.role for column in schemas[0]] == [column.role for column in schemas[1]]
-    first, second = (read_rows(find_files(paths), schemas[0]) for paths in (one, many))
-    held_out = held_out_rows(200, share=0.2, max_rows=200, seed=0)
+    first, second = (read_rows(paths, schemas[0]) for paths in (one, many))
+    held_out = Split.of(200, share=0.2, max_rows=200, seed=0).held_out()
     for name in first:
         np.testing.assert_array_equal(select(first, held_out)[name], select(second, held_out)[name])
 
@@ -165,7 +169,7 @@ def test_the_same_rows_come_back_whatever_the_row_groups(tmp_path: Path) -> None
     table = people_table(90)
     path = write_parquet(tmp_path / "a.parquet", table, row_group_size=7)
     schema = infer_schema(statistics_of(table), overrides={}, label=None)
-    found, expected = read_rows(find_files([path]), schema), encode(schema, table)
+    found, expected = read_rows([path], schema), encode(schema, table)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
 
@@ -175,7 +179,7 @@ def test_statistics_of_files_are_those_of_the_table(tmp_path: Path) -> None:
     paths = [
         write_parquet(tmp_path / f"{part}.parquet", table.slice(30 * part, 30), row_group_size=13) for part in range(3)
     ]
-    found, expected = scan(find_files(paths)), statistics_of(table)
+    found, expected = scan(plan_units(find_files(paths))), statistics_of(table)
     assert list(found) == list(expected)
     for name in expected:
         assert found[name].num_rows == 90
@@ -194,24 +198,24 @@ def files_of(tmp_path: Path, *tables: pa.Table) -> list[str]:
 def test_a_file_that_lacks_a_column_is_named(tmp_path: Path) -> None:
     paths = files_of(tmp_path, pa.table({"x": [1.0], "y": [1.0]}), pa.table({"x": [1.0]}))
     with pytest.raises(DataError, match=r"1\.parquet lacks column 'y'; give all files the same columns"):
-        scan(find_files(paths))
+        scan(plan_units(find_files(paths)))
 
 
 def test_a_file_with_one_more_column_is_named(tmp_path: Path) -> None:
     paths = files_of(tmp_path, pa.table({"x": [1.0]}), pa.table({"x": [1.0], "y": [1.0]}))
     with pytest.raises(DataError, match=r"1\.parquet has one that the files before it lack: 'y'"):
-        scan(find_files(paths))
+        scan(plan_units(find_files(paths)))
 
 
 def test_a_file_with_another_type_is_named(tmp_path: Path) -> None:
     paths = files_of(tmp_path, pa.table({"x": [1.0]}), pa.table({"x": ["1.0"]}))
     with pytest.raises(DataError, match=r"1\.parquet: column 'x' is string, but double.*cast it to one type"):
-        scan(find_files(paths))
+        scan(plan_units(find_files(paths)))
 
 
 def test_columns_may_come_in_another_order(tmp_path: Path) -> None:
     paths = files_of(tmp_path, pa.table({"x": [1.0], "y": ["a"]}), pa.table({"y": ["b"], "x": [2.0]}))
-    found = scan(find_files(paths))
+    found = scan(plan_units(find_files(paths)))
     assert found["x"].moments.mean == 1.5
     assert found["y"].num_rows == 2
 
@@ -220,7 +224,7 @@ def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.parquet"
     pq.write_table(pa.table([[1.0], [2.0]], names=["x", "x"]), path)
     with pytest.raises(DataError, match=r"twice\.parquet has column 'x' more than once; rename or drop"):
-        scan(find_files([str(path)]))
+        scan(plan_units(find_files([str(path)])))
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -242,10 +246,10 @@ def assert_empty_file_changes_nothing(
         if has_row_group:
             writer.write_table(rows.slice(0, 0))
     full = write_parquet(tmp_path / "full.parquet", rows)
-    files = find_files([(str(empty), full)[index] for index in order])
-    schema = infer_schema(scan(files), overrides={}, label=None)
+    paths = [(str(empty), full)[index] for index in order]
+    schema = infer_schema(scan(plan_units(find_files(paths))), overrides={}, label=None)
     assert schema.num_rows == 40
-    found, expected = read_rows(files, schema), encode(schema, rows)
+    found, expected = read_rows(paths, schema), encode(schema, rows)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
 
@@ -258,14 +262,14 @@ def test_a_file_that_is_no_parquet_is_named_with_the_remedy(tmp_path: Path, cont
     path = tmp_path / "bad.parquet"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"(?s)bad\.parquet cannot be read as Parquet .*; replace it or leave it out"):
-        scan(find_files([str(path)]))
+        scan(plan_units(find_files([str(path)])))
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = Path(write_parquet(tmp_path / "cut.parquet", people_table(40)))
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"cut\.parquet cannot be read as Parquet"):
-        scan(find_files([str(path)]))
+        scan(plan_units(find_files([str(path)])))
 
 
 def test_a_damaged_row_group_is_named_with_its_number(tmp_path: Path) -> None:
@@ -279,7 +283,7 @@ def test_a_damaged_row_group_is_named_with_its_number(tmp_path: Path) -> None:
         content[start + 8 : end] = bytes(255 - byte for byte in content[start + 8 : end])
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"(?s)torn\.parquet: row group 1 cannot be read .*; replace the file"):
-        scan(find_files([str(path)]))
+        scan(plan_units(find_files([str(path)])))
 
 
 def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
@@ -287,7 +291,7 @@ def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     texts = pa.StringArray.from_buffers(20, pa.py_buffer(offsets), pa.py_buffer(b"a\xff\xfe"))
     path = write_parquet(tmp_path / "latin.parquet", pa.table({"city": texts}))
     with pytest.raises(DataError, match=r"latin\.parquet.*city|city.*latin\.parquet"):
-        scan(find_files([path]))
+        scan(plan_units(find_files([path])))
 
 
 # Which files
@@ -416,8 +420,7 @@ def test_an_unknown_kind_of_url_is_refused(tree: Path) -> None:
 def test_images_are_read_channels_last(tmp_path: Path) -> None:
     pixels = np.arange(12 * 192, dtype=np.int64).reshape(12, 192).astype(np.uint8)
     path = write_parquet(tmp_path / "a.parquet", pa.table({"pixels": list_array(pixels)}))
-    files = find_files([path])
-    schema = infer_schema(scan(files), overrides={}, label=None)
-    found_rows = read_rows(files, schema)["image.pixels"]
+    schema = infer_schema(scan(plan_units(find_files([path]))), overrides={}, label=None)
+    found_rows = read_rows([path], schema)["image.pixels"]
     assert found_rows.shape == (12, 8, 8, 3)
     assert np.array_equal(found_rows.reshape(12, -1), pixels)

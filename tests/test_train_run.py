@@ -17,18 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import people_table, quick_settings, write_parquet
+from builders import people_table, quick_settings, read_rows, write_parquet
 
 from parvae.errors import BundleError, DataError, SettingError
 from parvae.files import find_files
 from parvae_pipeline.checkpoint import FORMAT, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.evaluate import evaluate
-from parvae_pipeline.reader import held_out_rows, read_rows, scan, select
+from parvae_pipeline.reader import select
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.run_folder import RunFolder, torch_bytes
+from parvae_pipeline.scan import scan
+from parvae_pipeline.split import Split
 from parvae_pipeline.train import Plan, Result, train
 from parvae_pipeline.trainer import Report
+from parvae_pipeline.units import plan_units
 
 NUM_STEPS = 80
 
@@ -115,8 +118,8 @@ def test_the_checkpoint_scores_its_own_rows_as_the_result_says(finished: tuple[P
 def test_the_reservoir_holds_held_out_rows_and_no_training_row(finished: tuple[Path, Result], data: str) -> None:
     folder, result = finished
     checkpoint = read_checkpoint(folder / "ckpt.pt")
-    rows = read_rows(find_files([data]), checkpoint.schema)
-    held_out = held_out_rows(240, share=0.2, max_rows=10_000, seed=1)
+    rows = read_rows([data], checkpoint.schema)
+    held_out = Split.of(240, share=0.2, max_rows=10_000, seed=1).held_out()
     assert held_out.sum() == result.num_held_out_rows
     for name, expected in select(rows, held_out).items():
         np.testing.assert_array_equal(checkpoint.reservoir[name], expected)
@@ -425,7 +428,7 @@ def test_every_role_trains_together(tmp_path: Path) -> None:
         pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 256, 80 * 64, dtype=np.uint8)), 64),
     )
     path = write_parquet(tmp_path / "all.parquet", table)
-    schema = infer_schema(scan(find_files([path])), overrides={}, label=None)
+    schema = infer_schema(scan(plan_units(find_files([path]))), overrides={}, label=None)
     result = train(quick_settings(path, max_steps=30), tmp_path / "run")
     assert read_checkpoint(result.checkpoint_path).schema == schema
     assert np.isfinite(result.negative_elbo_nats)

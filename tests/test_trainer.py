@@ -20,8 +20,9 @@ from parvae.rows import Arrays
 from parvae.schema import Schema
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.evaluate import Evaluation, evaluate
+from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
-from parvae_pipeline.reader import MemoryReader, select
+from parvae_pipeline.reader import select
 from parvae_pipeline.schedule import (
     EMA_SHARE,
     EVALUATIONS,

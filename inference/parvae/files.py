@@ -28,15 +28,29 @@ class DataFile:
     num_bytes: int
     modified_ns: int
 
-    def open(self) -> pq.ParquetFile:
-        """The file, footer read.
+    def open(self, *, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        """The file, its footer read unless `metadata` is that footer.
 
         Raises DataError when it is no Parquet file.
         """
         try:
-            return pq.ParquetFile(self.path, filesystem=self.filesystem)
+            return pq.ParquetFile(self.path, filesystem=self.filesystem, metadata=metadata)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path} cannot be read as Parquet ({error}); replace it or leave it out") from error
+
+    def require_unchanged(self) -> None:
+        """Raise DataError when the file is gone, or its size or time of change is another than when it was found."""
+        try:
+            info = self.filesystem.get_file_info(self.path)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be reached ({error}); check the address and your access") from error
+        if info.type != pafs.FileType.File:
+            raise DataError(f"{self.path} is gone since the data set was planned; put it back or start again")
+        if (info.size or 0, info.mtime_ns or 0) != (self.num_bytes, self.modified_ns):
+            raise DataError(
+                f"{self.path} changed since the data set was planned ({self.num_bytes:,} bytes then, {info.size:,} "
+                "now); leave the files alone while they are read, and start again"
+            )
 
 
 def find_files(paths: Sequence[str]) -> list[DataFile]:

@@ -130,9 +130,10 @@ def _print_plan(plan: Plan) -> None:
     )
     click.echo()
     resumed = f", resumed at step {plan.resumed_at_step:,}" if plan.resumed_at_step else ""
+    reading = "streamed every epoch" if plan.is_streamed else "decoded once into memory"
     click.echo(
-        f"{plan.num_training_rows:,} rows to train on and {plan.num_held_out_rows:,} held out, from {plan.num_files} "
-        f"files; {plan.architecture.network} network, {plan.num_weights:,} weights, "
+        f"{plan.num_training_rows:,} rows to train on ({reading}) and {plan.num_held_out_rows:,} held out, "
+        f"from {plan.num_files} files; {plan.architecture.network} network, {plan.num_weights:,} weights, "
         f"latent size {plan.architecture.latent_size}, batch size {plan.batch_size}{resumed}"
     )
     ignored = [column for column in plan.schema if column.role.value == "ignored" and "--columns" not in column.reason]

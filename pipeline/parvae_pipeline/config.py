@@ -39,11 +39,17 @@ class DataSettings:
     max_held_out_rows: int = 10_000
     reservoir_rows: int = 4_096
     """Held-out rows stored in the checkpoint for calibration and golden rows; 0 keeps every real row out of it."""
+    memory_budget_mb: float | None = None
+    """MiB that decoded training rows may take: rows that fit are decoded once, others are streamed every epoch; None
+    takes a quarter of the machine's memory, at least 256. The order of streamed rows depends on it."""
 
     def __post_init__(self) -> None:
         _require(0 < self.held_out_share < 1, "data.held_out_share", self.held_out_share, "between 0 and 1")
         _require(self.max_held_out_rows >= 1, "data.max_held_out_rows", self.max_held_out_rows, "at least 1")
         _require(self.reservoir_rows >= 0, "data.reservoir_rows", self.reservoir_rows, "0 or more")
+        budget_mb = self.memory_budget_mb
+        fits = budget_mb is None or (math.isfinite(budget_mb) and budget_mb > 0)
+        _require(fits, "data.memory_budget_mb", budget_mb, "a finite number above 0, in MiB")
 
 
 @dataclass(frozen=True, kw_only=True)

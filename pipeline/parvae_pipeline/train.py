@@ -14,17 +14,20 @@ import torch
 
 from parvae.errors import DataError
 from parvae.files import find_files
-from parvae.rows import Arrays
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
 from parvae_pipeline.evaluate import balance_score, evaluate
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
-from parvae_pipeline.reader import MemoryReader, held_out_rows, read_rows, scan, select
+from parvae_pipeline.reader import Reader, select
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.run_folder import RunFolder
+from parvae_pipeline.scan import scan
 from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.split import Split
 from parvae_pipeline.trainer import TIME_KEPT_BACK, Report, Trainer
+from parvae_pipeline.training_data import default_memory_budget_mb, open_data
+from parvae_pipeline.units import plan_units
 
 DEFAULT_BUDGET_S = 30 * 60.0
 """Wall time of a run that names neither steps nor a budget; most end earlier."""
@@ -49,6 +52,8 @@ class Plan:
     num_training_rows: int
     num_held_out_rows: int
     batch_size: int
+    is_streamed: bool
+    """Whether training rows are read anew every epoch, because they outgrow the memory budget."""
     num_weights: int
     resumed_at_step: int
 
@@ -87,26 +92,36 @@ def train(
     pa.set_cpu_count(num_threads)
 
     files = find_files(settings.data.paths)
-    schema = infer_schema(scan(files), overrides=settings.data.columns, label=settings.data.label)
-    rows = read_rows(files, schema)
-    held_out_mask = held_out_rows(
+    units = plan_units(files)
+    schema = infer_schema(scan(units), overrides=settings.data.columns, label=settings.data.label)
+    split = Split.of(
         schema.num_rows,
         share=settings.data.held_out_share,
         max_rows=settings.data.max_held_out_rows,
         seed=settings.train.seed,
     )
-    held_out, training = select(rows, held_out_mask), select(rows, ~held_out_mask)
-    num_training_rows, num_held_out_rows = int((~held_out_mask).sum()), int(held_out_mask.sum())
-    del rows
+    num_held_out_rows = int(split.count_held_out(units.bounds).sum())
+    num_training_rows = schema.num_rows - num_held_out_rows
+    state = run.load_state()
+    # The order of streamed rows follows from the budget, so a run goes on with that of the machine where it began.
+    begun_with_mb = None if state is None else state["memory_budget_mb"]
+    memory_budget_mb = settings.data.memory_budget_mb or begun_with_mb or default_memory_budget_mb()
+    data = open_data(
+        units,
+        schema,
+        split,
+        batch_size=settings.train.batch_size or choose_batch_size(num_training_rows),
+        seed=settings.train.seed,
+        memory_budget_mb=memory_budget_mb,
+        num_first_rows=START_ROWS,
+    )
 
     torch.manual_seed(settings.train.seed)  # initial weights; nothing else draws from the global generator
     model = VariationalAutoencoder(schema, choose_architecture(settings.model, schema))
-    model.start_from({name: torch.from_numpy(array[:START_ROWS]) for name, array in training.items()})
-    batch_size = settings.train.batch_size or choose_batch_size(num_training_rows)
-    reader = MemoryReader(training, batch_size=batch_size, seed=settings.train.seed)
+    model.start_from({name: torch.from_numpy(array) for name, array in data.first_rows.items()})
 
     def save(trainer: Trainer) -> None:
-        _write(run, settings, trainer, held_out)
+        _write(run, settings, trainer, memory_budget_mb)
 
     def log_and_report(entry: Report) -> None:
         run.log(_record(entry))
@@ -114,16 +129,15 @@ def train(
 
     trainer = Trainer(
         model=model,
-        reader=reader,
-        held_out=held_out,
+        reader=data.reader,
+        held_out=data.held_out,
         settings=settings.train,
-        schedule=choose_schedule(settings.train, reader),
+        schedule=choose_schedule(settings.train, data.reader),
         deadline_s=_deadline(settings.train, started_s),
         report=log_and_report,
         save=save,
     )
     run.claim(settings)
-    state = run.load_state()
     if state is not None:
         if state["schema"] != json.dumps(schema.to_json()):
             raise DataError(f"the data changed since the run in {run.path} began; start a new one with another -o")
@@ -136,7 +150,8 @@ def train(
             num_files=len(files),
             num_training_rows=num_training_rows,
             num_held_out_rows=num_held_out_rows,
-            batch_size=reader.batch_size,
+            batch_size=data.reader.batch_size,
+            is_streamed=data.is_streamed,
             num_weights=sum(parameter.numel() for parameter in model.parameters()),
             resumed_at_step=trainer.progress.step,
         )
@@ -207,7 +222,7 @@ def choose_batch_size(num_training_rows: int) -> int:
     return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), MIN_BATCH, MAX_BATCH))
 
 
-def choose_schedule(settings: TrainSettings, reader: MemoryReader) -> Schedule:
+def choose_schedule(settings: TrainSettings, reader: Reader) -> Schedule:
     """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time."""
     if settings.max_steps is not None:
         total_steps = settings.max_steps
@@ -229,8 +244,9 @@ def _deadline(settings: TrainSettings, started_s: float) -> float | None:
     return started_s + DEFAULT_BUDGET_S if settings.max_steps is None else None
 
 
-def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Arrays) -> None:
+def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, memory_budget_mb: float) -> None:
     """The best model so far as a checkpoint, then the state to resume from: a finished state has its checkpoint."""
+    held_out = trainer.held_out
     best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
     best.load_state_dict(trainer.best)
     if trainer.progress.finished:
@@ -251,7 +267,8 @@ def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, held_out: Ar
         run.checkpoint_path,
         Checkpoint(model=best, settings=settings, reservoir=reservoir, metrics=metrics),
     )
-    run.save_state({**trainer.state(), "schema": json.dumps(trainer.model.schema.to_json())})
+    schema = json.dumps(trainer.model.schema.to_json())
+    run.save_state({**trainer.state(), "schema": schema, "memory_budget_mb": memory_budget_mb})
 
 
 def _record(entry: Report) -> dict[str, object]:
