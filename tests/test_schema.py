@@ -255,7 +255,7 @@ def test_every_arrow_type_falls_into_its_family(kind: pa.DataType, family: str) 
         (-0.0, "0"),
         (2.5, "2.5"),
         (1e300, str(int(1e300))),
-        (float("inf"), "inf"),
+        (float("inf"), NULL_TEXT),
         (-(2**63), "-9223372036854775808"),
         (True, "true"),
         (False, "false"),

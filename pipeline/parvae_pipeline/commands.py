@@ -30,6 +30,11 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 )
 @click.option("--columns", default="", metavar="NAME:ROLE,...", help="Roles that overrule what the data suggest.")
 @click.option("--label", help="A column to carry through, never to model.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Ray workers to train on.")
+@click.option(
+    "--cpus-per-worker", default=1, show_default=True, type=click.IntRange(min=1), help="CPUs of each worker."
+)
+@click.option("--address", help="A running Ray cluster: auto, ray://HOST:10001.  [default: one of its own, if any]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, with its settings.")
 @json_option
 def train(
@@ -40,22 +45,32 @@ def train(
     budget: str | None,
     columns: str,
     label: str | None,
+    workers: int,
+    cpus_per_worker: int,
+    address: str | None,
     resume: bool,
     as_json: bool,
 ) -> None:
     """Train a variational autoencoder on DATA: Parquet files, folders, globs or URLs.
 
-    The same command again resumes a run that was stopped.
+    The same command again resumes a run that was stopped. With one worker and no address everything happens in this
+    process, and Ray is not started.
     """
-    from parvae_pipeline.train import train as run_training
-
     settings = _settings(data, folder, config, assignments, budget, columns, label, resume)
-    result = run_training(
-        settings,
-        folder,
-        announce=lambda plan: None if as_json else _print_plan(plan),
-        report=lambda report: None if as_json else _print_report(report),
-    )
+    if workers > 1 or address is not None:
+        from parvae_pipeline.cluster import ClusterSettings, train_on_cluster
+
+        cluster = ClusterSettings(num_workers=workers, cpus_per_worker=cpus_per_worker, address=address)
+        result = train_on_cluster(settings, folder, cluster, log=lambda line: None if as_json else click.echo(line))
+    else:
+        from parvae_pipeline.train import train as run_training
+
+        result = run_training(
+            settings,
+            folder,
+            announce=lambda plan: None if as_json else _print_plan(plan),
+            report=lambda report: None if as_json else _print_report(report),
+        )
     if not as_json:
         click.echo()
     print_result(

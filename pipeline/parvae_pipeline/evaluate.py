@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parvae.rows import Arrays
 from parvae_pipeline.model import VariationalAutoencoder
-from parvae_pipeline.world import World
+from parvae_pipeline.world import ALONE, World
 
 EVALUATION_ROWS = 1024
 """Rows at a time; bounds memory, not the result."""
@@ -26,8 +26,6 @@ class Evaluation:
     column_nats: dict[str, float]
     """Distortion of every column."""
 
-
-ALONE = World()
 
 BALANCE_PATTERNS, BALANCE_PAIRS = 12, 4
 BALANCE_SHARE, MIN_BALANCE_ROWS, MAX_BALANCE_ROWS = 0.002, 64, 4_096

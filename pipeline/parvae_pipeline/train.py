@@ -28,6 +28,7 @@ from parvae_pipeline.split import Split
 from parvae_pipeline.trainer import TIME_KEPT_BACK, Report, Trainer
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
 from parvae_pipeline.units import plan_units
+from parvae_pipeline.world import ALONE, World
 
 DEFAULT_BUDGET_S = 30 * 60.0
 """Wall time of a run that names neither steps nor a budget; most end earlier."""
@@ -80,20 +81,27 @@ def train(
     *,
     announce: Callable[[Plan], None] = lambda plan: None,
     report: Callable[[Report], None] = lambda report: None,
+    world: World = ALONE,
+    num_threads: int | None = None,
 ) -> Result:
     """Train as `settings` say and leave a run folder; the same call again resumes a run that was stopped.
+
+    With several processes each one makes this call; the first of them writes the folder and calls back. `num_threads`
+    is what a process may use where the settings do not say.
 
     Raises DataError when the data cannot be read or modelled, SettingError when a setting does not fit them.
     """
     started_s = time.monotonic()
     run = RunFolder(folder)
-    num_threads = settings.train.threads or torch.get_num_threads()
+    num_threads = settings.train.threads or num_threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
     pa.set_cpu_count(num_threads)
 
     files = find_files(settings.data.paths)
     units = plan_units(files)
-    schema = infer_schema(scan(units), overrides=settings.data.columns, label=settings.data.label)
+    schema = world.do_first(
+        lambda: infer_schema(scan(units), overrides=settings.data.columns, label=settings.data.label)
+    )
     split = Split.of(
         schema.num_rows,
         share=settings.data.held_out_share,
@@ -102,7 +110,7 @@ def train(
     )
     num_held_out_rows = int(split.count_held_out(units.bounds).sum())
     num_training_rows = schema.num_rows - num_held_out_rows
-    state = run.load_state()
+    state = run.load_state()  # every process reads it: the folder is shared
     # The order of streamed rows follows from the budget, so a run goes on with that of the machine where it began.
     begun_with_mb = None if state is None else state["memory_budget_mb"]
     memory_budget_mb = settings.data.memory_budget_mb or begun_with_mb or default_memory_budget_mb()
@@ -110,57 +118,64 @@ def train(
         units,
         schema,
         split,
-        batch_size=settings.train.batch_size or choose_batch_size(num_training_rows),
+        batch_size=max(1, (settings.train.batch_size or choose_batch_size(num_training_rows)) // world.size),
         seed=settings.train.seed,
-        memory_budget_mb=memory_budget_mb,
+        memory_budget_mb=memory_budget_mb / world.size,
         num_first_rows=START_ROWS,
+        rank=world.rank,
+        num_ranks=world.size,
     )
 
     torch.manual_seed(settings.train.seed)  # initial weights; nothing else draws from the global generator
     model = VariationalAutoencoder(schema, choose_architecture(settings.model, schema))
     model.start_from({name: torch.from_numpy(array) for name, array in data.first_rows.items()})
+    world.copy_from_first(list(model.state_dict().values()))
 
     def save(trainer: Trainer) -> None:
-        _write(run, settings, trainer, memory_budget_mb)
+        if world.is_first:
+            _write(run, settings, trainer, memory_budget_mb)
 
     def log_and_report(entry: Report) -> None:
-        run.log(_record(entry))
-        report(entry)
+        if world.is_first:
+            run.log(_record(entry))
+            report(entry)
 
     trainer = Trainer(
         model=model,
         reader=data.reader,
         held_out=data.held_out,
         settings=settings.train,
-        schedule=choose_schedule(settings.train, data.reader),
+        schedule=choose_schedule(settings.train, data.reader, world),
         deadline_s=_deadline(settings.train, started_s),
         report=log_and_report,
         save=save,
+        world=world,
     )
-    run.claim(settings)
+    world.do_first(lambda: run.claim(settings))
     if state is not None:
         if state["schema"] != json.dumps(schema.to_json()):
             raise DataError(f"the data changed since the run in {run.path} began; start a new one with another -o")
         trainer.load_state(state)
-        run.log({"event": "resume", "step": trainer.progress.step})
-    announce(
-        Plan(
+        if world.is_first:
+            run.log({"event": "resume", "step": trainer.progress.step})
+    if world.is_first:
+        plan = Plan(
             schema=schema,
             architecture=model.architecture,
             num_files=len(files),
             num_training_rows=num_training_rows,
             num_held_out_rows=num_held_out_rows,
-            batch_size=data.reader.batch_size,
+            batch_size=data.reader.batch_size * world.size,
             is_streamed=data.is_streamed,
             num_weights=sum(parameter.numel() for parameter in model.parameters()),
             resumed_at_step=trainer.progress.step,
         )
-    )
+        announce(plan)
     if not trainer.progress.finished:
         trainer.fit()
     elif not run.checkpoint_path.exists():
         save(trainer)
-    metrics = read_checkpoint(run.checkpoint_path).metrics
+    metrics = world.do_first(lambda: read_checkpoint(run.checkpoint_path).metrics)
     return Result(
         folder=run.path,
         checkpoint_path=run.checkpoint_path,
@@ -222,7 +237,7 @@ def choose_batch_size(num_training_rows: int) -> int:
     return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), MIN_BATCH, MAX_BATCH))
 
 
-def choose_schedule(settings: TrainSettings, reader: Reader) -> Schedule:
+def choose_schedule(settings: TrainSettings, reader: Reader, world: World = ALONE) -> Schedule:
     """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time."""
     if settings.max_steps is not None:
         total_steps = settings.max_steps
@@ -232,7 +247,7 @@ def choose_schedule(settings: TrainSettings, reader: Reader) -> Schedule:
         total_steps = int(np.clip(EPOCHS * reader.steps_per_epoch, MIN_STEPS, MAX_STEPS))
     return Schedule(
         total_steps=total_steps,
-        peak_rate=settings.learning_rate or 1e-3 * (reader.batch_size / 128) ** 0.5,
+        peak_rate=settings.learning_rate or 1e-3 * (reader.batch_size * world.size / 128) ** 0.5,
         warmup_share=settings.warmup_share,
         beta=settings.beta,
     )

@@ -21,11 +21,11 @@ from torch import Tensor
 from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
-from parvae_pipeline.evaluate import ALONE, Evaluation, evaluate
+from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import Schedule
-from parvae_pipeline.world import World
+from parvae_pipeline.world import ALONE, World
 
 NORM_HISTORY = 101
 SKIP_ABOVE_MEDIAN = 100.0
@@ -124,7 +124,8 @@ class Trainer:
             if progress.step >= min(progress.next_evaluation, progress.total_steps):
                 num_steps = progress.step - last_steps
                 train_nats = float(torch.stack(losses).mean()) if losses else float("nan")
-                self._evaluate(train_nats, num_steps * self.reader.batch_size / (now_s - last_s))
+                num_rows = num_steps * self.reader.batch_size * self._world.size
+                self._evaluate(train_nats, num_rows / (now_s - last_s))
                 losses = []
                 seconds_per_step = (time.monotonic() - last_s) / num_steps
                 last_steps, last_s = progress.step, time.monotonic()

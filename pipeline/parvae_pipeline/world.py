@@ -5,12 +5,16 @@ One process alone is a world of its own, and then every method does nothing. Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+from parvae.errors import Error
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,26 @@ class World:
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def do_first(self, action: Callable[[], Outcome]) -> Outcome:
+        """What `action` gives in the first process, in every process; an error of ours is raised in every process."""
+        if self.size == 1:
+            return action()
+        outcome: tuple[Outcome | None, Error | None] = (None, None)
+        if self.is_first:
+            try:
+                outcome = (action(), None)
+            except Error as error:
+                outcome = (None, error)
+        value, failure = self.from_first(outcome)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]  # what the first process made
+
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite `tensors` with those of the first process."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
+
+
+ALONE = World()

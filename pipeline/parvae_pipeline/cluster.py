@@ -1,0 +1,185 @@
+"""The same training on many workers, under Ray Train. No other module of training imports ray.
+
+Ray starts the workers, joins them in a process group, and starts them anew when one dies. What is trained, resumed and
+written is `train.train`: every worker runs it, and the run folder is the only memory between two starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from parvae.bundle import write_whole
+from parvae.errors import BundleError, DataError, Error, SettingError
+from parvae_pipeline.config import RunSettings
+from parvae_pipeline.run_folder import RunFolder
+from parvae_pipeline.train import Result, train
+from parvae_pipeline.world import World
+
+SHARED_NAME, OUTCOME_NAME = "resume/shared", "resume/outcome.json"
+POLL_S = 0.5
+GROUP_TIMEOUT_S = 600
+"""How long a worker waits for the others before it gives up; the slowest thing between two messages is reading data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """How many workers, and what each of them gets."""
+
+    num_workers: int = 1
+    cpus_per_worker: int = 1
+    address: str | None = None
+    """Of a running cluster ("auto", "ray://host:10001"); None starts one on this machine."""
+    max_failures: int = 3
+    """Starts anew after a worker or node was lost."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
+        if self.max_failures < 0:
+            raise SettingError(f"max_failures is {self.max_failures!r}; it must be 0 or more")
+
+
+def train_on_cluster(
+    settings: RunSettings,
+    folder: str | Path,
+    cluster: ClusterSettings,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Train on `cluster.num_workers` workers and leave the same run folder as one process would.
+
+    `log` gets a line for every evaluation. Raises SettingError when the cluster has less than is asked, DataError when
+    the folder is not shared between its nodes.
+    """
+    path = Path(folder).absolute()
+    with _connected(cluster):
+        check_resources(cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        token = uuid.uuid4().hex
+        write_whole(path / SHARED_NAME, token.encode())
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "settings": settings.to_toml(),
+                "folder": str(path),
+                "token": token,
+                "cpus_per_worker": cluster.cpus_per_worker,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_workers, resources_per_worker={"CPU": cluster.cpus_per_worker}
+            ),
+            torch_config=TorchConfig(backend="gloo", timeout_s=GROUP_TIMEOUT_S),
+            run_config=RunConfig(
+                # Ray's own records go beside the run; what they hold is of no use to the next start.
+                name=f"ray-{token[:8]}",
+                storage_path=str(path / "resume"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        (path / OUTCOME_NAME).unlink(missing_ok=True)
+        with _following(RunFolder(path), log):
+            trainer.fit()
+    return _outcome(path / OUTCOME_NAME)
+
+
+def check_resources(cluster: ClusterSettings, available: Mapping[str, float]) -> None:
+    """Raise SettingError when `available` can never hold the workers: Ray would wait for them for ever."""
+    wanted, found = cluster.num_workers * cluster.cpus_per_worker, int(available.get("CPU", 0))
+    if wanted > found:
+        raise SettingError(
+            f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each need {wanted} CPUs; the cluster "
+            f"has {found}: take fewer workers, fewer CPUs each, or start more nodes"
+        )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What one worker does. Errors of ours come back in a file: Ray would show a traceback, and try again."""
+    path = Path(config["folder"])
+    marker = path / SHARED_NAME
+    if not marker.is_file() or marker.read_text() != config["token"]:
+        raise DataError(f"{path} is not shared between the nodes of the cluster; give a folder that all see with -o")
+    world = World.of_this_process()
+    settings = RunSettings.from_mapping(tomllib.loads(config["settings"]))
+    try:
+        result = train(settings, path, world=world, num_threads=config["cpus_per_worker"])
+        document: dict[str, Any] = {"result": {**vars(result), "folder": str(path)}}
+        document["result"]["checkpoint_path"] = str(result.checkpoint_path)
+    except Error as error:
+        document = {"error": type(error).__name__, "message": str(error)}
+    if world.is_first:
+        write_whole(path / OUTCOME_NAME, json.dumps(document).encode())
+
+
+def _outcome(path: Path) -> Result:
+    """What the first worker left."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if "error" in document:
+        kinds = {"DataError": DataError, "SettingError": SettingError, "BundleError": BundleError}
+        raise kinds.get(document["error"], Error)(document["message"])
+    paths = {name: Path(document["result"][name]) for name in ("folder", "checkpoint_path")}
+    return Result(**{**document["result"], **paths})
+
+
+@contextlib.contextmanager
+def _connected(cluster: ClusterSettings) -> Iterator[None]:
+    """A connection to the cluster that was named, or to one of our own that ends with the run."""
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if cluster.address is None:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _following(run: RunFolder, log: Callable[[str], None]) -> Iterator[None]:
+    """Pass on what the first worker writes to metrics.jsonl, while it is written."""
+    done = threading.Event()
+    seen = len(run.metrics())
+
+    def follow() -> None:
+        nonlocal seen
+        while True:
+            last = done.wait(POLL_S)
+            records = run.metrics()
+            for record in records[seen:]:
+                log(_line(record))
+            seen = len(records)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    if record.get("event") == "resume":
+        return f"resumed at step {record['step']:,}"
+    return (
+        f"step {record['step']:>7,} of {record['total_steps']:,}: {record['validation_nats']:.3f} nats a row held out, "
+        f"{record['rows_per_s']:,.0f} rows/s"
+    )
