@@ -38,7 +38,7 @@ def main() -> None:
         table = table.slice(0, 500) if options.quick else table
         scores = parvae.load(run / "model.vae", threads=torch.get_num_threads()).score(table)
         checkpoint = read_checkpoint(run / "ckpt.pt")
-    rows = encode(checkpoint.schema, table)
+    rows = {name: np.array(array) for name, array in encode(checkpoint.schema, table).items()}  # torch wants to own it
     graph_nats = float(scores.nats.mean(dtype=np.float64))
     torch_nats = evaluate(checkpoint.model, rows).negative_elbo_nats
     generator = torch.Generator().manual_seed(0)
