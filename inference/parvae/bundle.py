@@ -17,13 +17,16 @@ import hashlib
 import io
 import json
 import os
-import zipfile
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from parvae.errors import BundleError
+from parvae.stored_zip import read_stored_zip
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -52,18 +55,18 @@ def read_bundle(source: BundleSource) -> Bundle:
     """
     name, content = _content_of(source)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if MANIFEST not in archive.namelist():
-                raise BundleError(f"{name} is a zip file without {MANIFEST}, so no bundle; give a file from vae-export")
-            manifest = json.loads(archive.read(MANIFEST))
-            _check_manifest(name, manifest)
-            members = {member: archive.read(member) for member in manifest["members"]}
+        found = read_stored_zip(content)
+        if MANIFEST not in found:
+            raise BundleError(f"{name} is a zip file without {MANIFEST}, so no bundle; give a file from vae-export")
+        manifest = json.loads(found[MANIFEST])
+        _check_manifest(name, manifest)
+        members = {member: found[member] for member in manifest["members"]}
     except BundleError:
         raise
-    except Exception as error:  # a damaged zip fails in many ways: BadZipFile, KeyError, zlib, struct, Unicode, JSON
+    except (KeyError, ValueError, struct.error) as error:  # the zip, UTF-8, JSON, or a member that is not there
         raise BundleError(
-            f"{name} cannot be read as a bundle ({type(error).__name__}: {error}); "
-            "it is damaged or was never one: copy it again or export it anew"
+            f"{name} cannot be read as a bundle ({error}); it is damaged or was never one: "
+            "copy it again or export it anew"
         ) from error
     for member, facts in manifest["members"].items():
         if hashlib.sha256(members[member]).hexdigest() != facts["sha256"]:
@@ -77,6 +80,8 @@ def bundle_bytes(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> b
         name: {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
         for name, content in members.items()
     }
+    import zipfile  # only who writes a bundle waits for it
+
     document = {"format": FORMAT, **manifest, "members": listing}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -105,7 +110,8 @@ def _content_of(source: BundleSource) -> tuple[str, bytes]:
         return "the bundle", bytes(source)
     if isinstance(source, (str, os.PathLike)):
         try:
-            return str(source), Path(source).read_bytes()
+            with open(source, "rb") as file:  # noqa: PTH123  # pathlib takes 4 ms to import
+                return str(source), file.read()
         except OSError as error:
             raise BundleError(f"{source} cannot be opened: {error.strerror}; give the path of a model.vae") from error
     if not hasattr(source, "read"):

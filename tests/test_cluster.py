@@ -1,0 +1,149 @@
+"""Training on Ray workers, with real processes: same result, a killed worker, a killed driver, too small a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DIGITS
+
+from parvae.errors import SettingError
+from parvae_pipeline.cluster import ClusterSettings, check_resources
+from parvae_pipeline.run_folder import torch_load
+
+WAIT_S = 120.0
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    settings = ["train.max_steps=240", "train.batch_size=128", "train.checkpoint_every_s=0.2", "model.width=32"]
+    assignments = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, "-m", "parvae", "train", str(DIGITS), "-o", str(folder), "--json", *assignments, *options]
+
+
+def environment() -> dict[str, str]:
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    return {**os.environ, **quick, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch_load(folder / "ckpt.pt")["weights"]
+    return weights
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    return max(
+        float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()
+    )
+
+
+def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until there is something to resume from, and more to do."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not (folder / "resume" / "state.pt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s, "no state was written"
+        time.sleep(0.02)
+
+
+def kill_a_worker() -> None:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                name = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if name.startswith("ray::") and "RayTrainWorker" in name:
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
+    raise AssertionError("no worker is running")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two workers that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("cluster") / "run"
+    done = subprocess.run(
+        command(folder, "--workers", "2"), capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_two_workers_come_to_what_one_process_comes_to(uninterrupted: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path / "one"), capture_output=True, text=True, env=environment(), check=True)
+    alone = json.loads(done.stdout.splitlines()[-1])
+    together = torch_load(uninterrupted / "ckpt.pt")
+    nats = json.loads(together["facts"])["metrics"]["negative_elbo_nats"]
+    # The same rows in the same steps; only the noise of the codes is another.
+    assert nats == pytest.approx(alone["negative_elbo_nats"], abs=0.8)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(run, "--workers", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    wait_for_state(run, process)
+    kill_a_worker()
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any(event.get("event") == "resume" for event in events)
+    assert largest_difference(run, uninterrupted) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_by_the_same_command(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(run, "--workers", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    wait_for_state(run, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(
+        command(run, "--workers", "2"), capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(run, uninterrupted) <= 1e-5
+
+
+@pytest.mark.slow
+def test_an_error_on_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "broken.parquet").write_bytes(b"no parquet")
+    arguments = ["train", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "parvae", *arguments], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 1
+    assert "broken.parquet cannot be read as Parquet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_workers_than_the_cluster_can_hold_are_refused_at_once() -> None:
+    with pytest.raises(SettingError, match=r"4 workers with 2 CPUs each need 8 CPUs; the cluster has 6.*fewer"):
+        check_resources(ClusterSettings(num_workers=4, cpus_per_worker=2), {"CPU": 6.0})
+    check_resources(ClusterSettings(num_workers=3, cpus_per_worker=2), {"CPU": 6.0})
+
+
+@pytest.mark.parametrize("field", ["num_workers", "cpus_per_worker", "max_failures"])
+def test_cluster_settings_are_checked(field: str) -> None:
+    with pytest.raises(SettingError, match=field):
+        ClusterSettings(**{field: -1})
