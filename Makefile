@@ -21,6 +21,7 @@ format: .venv/.dev
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/elbo.py
 
 clean:

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 FIGURES = {
     "startup.py": {"ours_s", "by_hand_s", "ratio"},
+    "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},
     "elbo.py": {"graph_nats", "torch_nats", "difference_nats", "sampled_nats"},
 }
 

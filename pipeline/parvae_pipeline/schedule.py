@@ -23,6 +23,8 @@ class Schedule:
     peak_rate: float
     warmup_share: float
     beta: float
+    min_evaluation_steps: int = MIN_EVALUATION_STEPS
+    """Steps between evaluations where the run is short."""
 
     @property
     def warmup_steps(self) -> int:
@@ -32,7 +34,7 @@ class Schedule:
     @property
     def evaluation_steps(self) -> int:
         """Steps between evaluations."""
-        return max(MIN_EVALUATION_STEPS, self.total_steps // EVALUATIONS)
+        return max(self.min_evaluation_steps, self.total_steps // EVALUATIONS)
 
     def learning_rate(self, step: int) -> float:
         """Linear rise, then cosine to a hundredth of the peak."""

@@ -23,7 +23,7 @@ from parvae_pipeline.reader import Reader, select
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.scan import scan
-from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.schedule import MIN_EVALUATION_STEPS, Schedule
 from parvae_pipeline.split import Split
 from parvae_pipeline.trainer import TIME_KEPT_BACK, Report, Trainer
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
@@ -38,6 +38,8 @@ MIN_CONVOLUTION_SIDE = 16
 MIN_ROWS_FOR_FLOW = 5_000
 MIN_BATCH, MAX_BATCH = 128, 1024
 STEPS_PER_EPOCH = 200
+EVALUATED_ROW_COST, MAX_EVALUATION_SHARE = 0.8, 0.04
+"""An evaluated row takes about as long as 0.8 of a trained one; evaluations may take this share of the training."""
 START_ROWS = 4_096
 """Training rows that set the decoder's first outputs."""
 MAX_LATENT_SIZE = 40
@@ -145,7 +147,7 @@ def train(
         reader=data.reader,
         held_out=data.held_out,
         settings=settings.train,
-        schedule=choose_schedule(settings.train, data.reader, world),
+        schedule=choose_schedule(settings.train, data.reader, num_held_out_rows, world),
         deadline_s=_deadline(settings.train, started_s),
         report=log_and_report,
         save=save,
@@ -237,7 +239,7 @@ def choose_batch_size(num_training_rows: int) -> int:
     return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), MIN_BATCH, MAX_BATCH))
 
 
-def choose_schedule(settings: TrainSettings, reader: Reader, world: World = ALONE) -> Schedule:
+def choose_schedule(settings: TrainSettings, reader: Reader, num_held_out_rows: int, world: World) -> Schedule:
     """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time."""
     if settings.max_steps is not None:
         total_steps = settings.max_steps
@@ -245,9 +247,12 @@ def choose_schedule(settings: TrainSettings, reader: Reader, world: World = ALON
         total_steps = max(MIN_STEPS, EPOCHS_WITH_BUDGET * reader.steps_per_epoch)
     else:
         total_steps = int(np.clip(EPOCHS * reader.steps_per_epoch, MIN_STEPS, MAX_STEPS))
+    batch_size = reader.batch_size * world.size
+    evaluation_cost = num_held_out_rows * EVALUATED_ROW_COST / batch_size
     return Schedule(
         total_steps=total_steps,
-        peak_rate=settings.learning_rate or 1e-3 * (reader.batch_size * world.size / 128) ** 0.5,
+        min_evaluation_steps=max(MIN_EVALUATION_STEPS, round(evaluation_cost / MAX_EVALUATION_SHARE)),
+        peak_rate=settings.learning_rate or 1e-3 * (batch_size / 128) ** 0.5,
         warmup_share=settings.warmup_share,
         beta=settings.beta,
     )
