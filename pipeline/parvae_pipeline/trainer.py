@@ -8,6 +8,7 @@ is not.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,9 @@ from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import Schedule
 from parvae_pipeline.world import ALONE, World
 
-NORM_HISTORY = 101
+NORM_HISTORY = 51
+"""Gradient norms that the next one is judged by: after half as many the median is of the new ones, where norms have
+grown for good."""
 SKIP_ABOVE_MEDIAN = 100.0
 CLIP_ABOVE_MEDIAN = 3.0
 MIN_NORMS = 20
@@ -182,6 +185,8 @@ class Trainer:
         progress = self.progress
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]))
         median = statistics.median(progress.norms) if len(progress.norms) >= MIN_NORMS else float("inf")
+        if math.isfinite(norm):
+            progress.norms = [*progress.norms[1 - NORM_HISTORY :], norm]
         if not norm < SKIP_ABOVE_MEDIAN * median:  # also when it is not a number
             progress.num_skipped += 1
             progress.skips_in_a_row += 1
@@ -189,7 +194,6 @@ class Trainer:
                 self._roll_back()
             return False
         progress.skips_in_a_row = 0
-        progress.norms = [*progress.norms[1 - NORM_HISTORY :], norm]
         if norm > CLIP_ABOVE_MEDIAN * median:
             for parameter in self._parameters:
                 if parameter.grad is not None:
