@@ -11,7 +11,7 @@ from builders import boolean, category, image, numeric, random_raw, schema_of, v
 from torch import Tensor
 
 from parvae.schema import FIRST_LEVEL_CODE, NULL_CODE, UNSEEN_CODE, Column
-from parvae_pipeline.blocks import BLOCKS, Block, ImageBlock, NumericBlock
+from parvae_pipeline.blocks import BLOCKS, MIN_SCALE, Block, ImageBlock, NumericBlock
 
 NUM_ROWS = 100
 """Rows that the schemas were measured on."""
@@ -130,7 +130,7 @@ def test_a_number_further_out_is_less_likely_even_beyond_what_the_encoder_sees()
 def test_the_density_of_a_number_is_per_standard_deviation_of_its_column() -> None:
     block = block_of(numeric(mean=50.0, stddev=4.0))
     parameters = torch.tensor([[0.25, 0.0]])
-    scale = 4.0 * (1e-3 + math.log(2.0))
+    scale = 4.0 * (MIN_SCALE + math.log(2.0))
     present = math.log1p(-1.0 / (NUM_ROWS + 2))
     per_unit = float(torch.distributions.Normal(51.0, scale).log_prob(torch.tensor(47.0)))
     assert block.log_prob(parameters, numbers(47.0)).item() == pytest.approx(
