@@ -40,6 +40,7 @@ MIN_BATCH, MAX_BATCH = 128, 1024
 STEPS_PER_EPOCH = 200
 EVALUATED_ROW_COST, MAX_EVALUATION_SHARE = 0.8, 0.04
 """An evaluated row takes about as long as 0.8 of a trained one; evaluations may take this share of the training."""
+MIN_EVALUATIONS = 4
 START_ROWS = 4_096
 """Training rows that set the decoder's first outputs."""
 MAX_LATENT_SIZE = 40
@@ -249,9 +250,10 @@ def choose_schedule(settings: TrainSettings, reader: Reader, num_held_out_rows: 
         total_steps = int(np.clip(EPOCHS * reader.steps_per_epoch, MIN_STEPS, MAX_STEPS))
     batch_size = reader.batch_size * world.size
     evaluation_cost = num_held_out_rows * EVALUATED_ROW_COST / batch_size
+    rare_enough = round(evaluation_cost / MAX_EVALUATION_SHARE)
     return Schedule(
         total_steps=total_steps,
-        min_evaluation_steps=max(MIN_EVALUATION_STEPS, round(evaluation_cost / MAX_EVALUATION_SHARE)),
+        min_evaluation_steps=max(MIN_EVALUATION_STEPS, min(rare_enough, total_steps // MIN_EVALUATIONS)),
         peak_rate=settings.learning_rate or 1e-3 * (batch_size / 128) ** 0.5,
         warmup_share=settings.warmup_share,
         beta=settings.beta,
