@@ -11,7 +11,9 @@ from builders import boolean, category, image, numeric, random_raw, schema_of, v
 from torch import Tensor
 
 from parvae.schema import FIRST_LEVEL_CODE, NULL_CODE, UNSEEN_CODE, Column
-from parvae_pipeline.blocks import BLOCKS, MIN_SCALE, Block, ImageBlock, NumericBlock
+from parvae_pipeline.block import Block
+from parvae_pipeline.blocks import BLOCKS, ImageBlock
+from parvae_pipeline.numeric_block import MIN_SCALE, NumericBlock
 
 NUM_ROWS = 100
 """Rows that the schemas were measured on."""

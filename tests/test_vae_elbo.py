@@ -15,10 +15,10 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from parvae.errors import SettingError
 from parvae.schema import Schema
-from parvae_pipeline.blocks import MIN_SCALE
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.networks import NETWORKS, TableDecoder, TableEncoder
+from parvae_pipeline.numeric_block import MIN_SCALE
 from parvae_pipeline.priors import PRIORS, StandardNormal, gaussian_log_prob
 
 NOISE_SCALE = 0.6

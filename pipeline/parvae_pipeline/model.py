@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from parvae.errors import SettingError
 from parvae.schema import Schema
-from parvae_pipeline.blocks import BLOCKS, Block, ImageBlock
+from parvae_pipeline.block import Block
+from parvae_pipeline.blocks import BLOCKS, ImageBlock
 from parvae_pipeline.networks import NETWORKS, Size
 from parvae_pipeline.priors import PRIORS
 
