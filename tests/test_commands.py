@@ -48,7 +48,7 @@ def assert_one_sentence(done: Result, *words: str, code: int = 1) -> None:
 
 def test_help_lists_the_verbs_of_every_room(run: Run) -> None:
     done = run("--help")
-    for verb in ("train", "export", "score", "encode", "reconstruct", "sample", "info", "selftest"):
+    for verb in ("train", "export", "score", "encode", "reconstruct", "sample", "info", "selftest", "calibrate"):
         assert f"  {verb} " in done.output
     assert run("train", "--help").exit_code == 0
 

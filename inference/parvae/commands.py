@@ -1,4 +1,4 @@
-"""The verbs that run a bundle: score, encode, reconstruct, sample, info, selftest."""
+"""The verbs that run a bundle: score, encode, reconstruct, sample, info, selftest, calibrate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,15 @@ def score(model: str, data: Sequence[str], output: Path, alpha: float | None, th
     loaded = load(model, threads=threads)
     supported = _supported_alpha(loaded, alpha)
     transform = score_transform(loaded, alpha=supported)
-    _bulk(loaded, data, output, transform, verb="score", settings=f"alpha={supported}", as_json=as_json)
+    _bulk(
+        loaded,
+        data,
+        output,
+        transform,
+        verb="score",
+        settings=f"alpha={supported} calibration={loaded.calibration_id}",
+        as_json=as_json,
+    )
 
 
 @click.command(cls=Verb)
@@ -134,6 +142,38 @@ def selftest(model: str, threads: int, as_json: bool) -> None:
     print_result(summarise(checks), as_json=as_json)
     if not all(check.passed for check in checks):
         raise SystemExit(1)
+
+
+@click.command(cls=Verb)
+@model_argument
+@data_argument
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new bundle.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which rows of too many to keep."
+)
+@threads_option
+@json_option
+def calibrate(model: str, data: Sequence[str], output: Path, seed: int, threads: int, as_json: bool) -> None:
+    """Write MODEL anew with the p-values of DATA: normal rows that training did not see. The graphs stay the same."""
+    from parvae.bundle import read_bundle, write_whole
+    from parvae.files import find_files
+    from parvae.model import VAE
+    from parvae.recalibration import recalibrated, score_files
+
+    bundle = read_bundle(model)
+    scores = score_files(VAE(bundle, threads=threads), find_files(data))
+    content = recalibrated(bundle, scores, seed=seed)
+    write_whole(output, content)
+    loaded = VAE(read_bundle(content))
+    print_result(
+        {
+            "bundle": str(output),
+            "model_id": loaded.model_id,
+            "rows": len(scores),
+            "smallest_alpha": loaded.smallest_alpha,
+        },
+        as_json=as_json,
+    )
 
 
 def _supported_alpha(vae: VAE, alpha: float | None) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parvae.bundle import GRAPHS, Bundle, BundleSource, read_bundle
+from parvae.conformal import smallest_alpha
 from parvae.errors import DataError, SettingError
 from parvae.noise import standard_normal
 from parvae.rows import Arrays, in_the_form_of, read_inputs, rows_from_outputs
@@ -71,7 +72,12 @@ class VAE:
     @property
     def smallest_alpha(self) -> float:
         """The smallest alpha that the calibration rows support."""
-        return 1.0 / (1 + len(self._calibration.scores))
+        return smallest_alpha(len(self._calibration.scores))
+
+    @property
+    def calibration_id(self) -> str:
+        """Hash of the calibration table: with an equal `model_id` it gives equal p-values."""
+        return self._calibration.id
 
     @property
     def parts(self) -> tuple[str, ...]:

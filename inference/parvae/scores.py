@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parvae.errors import SettingError
+from parvae.conformal import discoveries, flagging_rank
+from parvae.tail import Tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,16 @@ class Calibration:
         """
         below = np.searchsorted(self.scores, nats, side="left")
         return (1 + len(self.scores) - np.where(np.isnan(nats), len(self.scores), below)) / (1 + len(self.scores))
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the table."""
+        return hashlib.sha256(self.scores.tobytes()).hexdigest()[:16]
+
+    @cached_property
+    def tail(self) -> Tail:
+        """The tail of the scores, to estimate what lies beyond them."""
+        return Tail.fit(self.scores)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
@@ -69,17 +81,30 @@ class Scores:
         """The rows as the model would have them: their reconstruction, in the form the rows came in."""
         return self.reconstruct()
 
-    def is_anomaly(self, alpha: float = 0.01) -> NDArray[np.bool_]:
+    @cached_property
+    def estimated_p_value(self) -> NDArray[np.float64]:
+        """(n,) p-values that go on below 1 / (1 + m), an estimate without guarantee; see `parvae.tail.Tail`.
+
+        Raises SettingError when the calibration rows are too few to tell the shape of the tail.
+        """
+        table = self.calibration
+        beyond = np.minimum(table.tail.probability(self.nats), 1.0 / (1 + len(table.scores)))
+        return np.where(self.nats > table.scores[-1], beyond, self.p_value)
+
+    def is_anomaly(self, alpha: float = 0.01, *, confidence: float | None = None) -> NDArray[np.bool_]:
         """(n,) whether a row is stranger than all but a share `alpha` of normal rows.
+
+        With `confidence`, that share holds with this probability for the calibration rows at hand, and not only on
+        average over all that might have been drawn; see `parvae.conformal.flagging_rank`.
 
         Raises SettingError when alpha is not in (0, 1), or smaller than the calibration rows can support.
         """
         num_rows = len(self.calibration.scores)
-        if not 0 < alpha < 1:
-            raise SettingError(f"alpha is {alpha!r}; it must lie between 0 and 1, for example 0.01")
-        if alpha < 1 / (num_rows + 1):
-            raise SettingError(
-                f"alpha is {alpha!r}, but {num_rows} calibration rows support none below {1 / (num_rows + 1):.2g}; "
-                "use a larger alpha, or train with more rows held out"
-            )
-        return self.p_value <= alpha
+        return self.p_value * (1 + num_rows) <= flagging_rank(num_rows, alpha, confidence) + 0.5
+
+    def discoveries(self, rate: float = 0.1) -> NDArray[np.bool_]:
+        """(n,) the rows to look into when a share `rate` of them may be false alarms; see `parvae.conformal`.
+
+        Raises SettingError when rate is not in (0, 1).
+        """
+        return discoveries(self.p_value, rate)

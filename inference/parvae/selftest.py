@@ -72,7 +72,7 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "latent_size": manifest["latent_size"],
         "negative_elbo_nats": manifest["metrics"]["negative_elbo_nats"],
         "calibration_rows": len(manifest["calibration"]["scores"]),
-        "holds_real_rows": manifest["calibration"]["from_real_rows"],
+        "holds_real_rows": manifest.get("holds_real_rows", manifest["calibration"]["from_real_rows"]),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
 
