@@ -23,6 +23,7 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/elbo.py
+	$(BIN)/python benchmarks/anomaly.py --protocol clean --protocol contaminated
 
 clean:
 	rm -rf .venv build dist runs

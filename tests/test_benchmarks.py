@@ -14,6 +14,7 @@ from conftest import ROOT
 FIGURES = {
     "startup.py": {"ours_s", "by_hand_s", "ratio"},
     "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},
+    "anomaly.py": {"parvae_clean_auroc", "knn_clean_auroc", "sets"},
     "elbo.py": {"graph_nats", "torch_nats", "difference_nats", "sampled_nats"},
 }
 
