@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from parvae.bundle import Bundle, bundle_bytes
 from parvae.errors import DataError
-from parvae.files import DataFile
 from parvae.model import VAE
 from parvae.scores import Calibration
+
+if TYPE_CHECKING:
+    from parvae.files import DataFile
 
 MAX_TABLE = 50_000
 """Scores that a table keeps: the share of normal rows flagged at alpha 1 % is then within 0.07 points of 1 %, at 95 %
@@ -25,6 +27,8 @@ def score_files(vae: VAE, files: Sequence[DataFile]) -> NDArray[np.float32]:
 
     Raises DataError naming the file that cannot be read, or whose rows do not fit the model.
     """
+    import pyarrow as pa
+
     parts: list[NDArray[np.float32]] = []
     for file in files:
         try:
