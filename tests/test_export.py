@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -21,6 +23,7 @@ from onnx import numpy_helper
 import parvae
 from parvae.bundle import read_bundle
 from parvae.errors import BundleError
+from parvae.schema import NumericFacts
 from parvae_export.export import export
 from parvae_export.graphs import GRAPHS, EncodeGraph, Graph
 from parvae_export.onnx_graph import check_graph, to_onnx
@@ -33,16 +36,25 @@ from parvae_pipeline.reader import encode
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.statistics import statistics_of
 
-KINDS = ("numeric", "nullable", "whole", "category", "boolean", "binary", "embedding", "bytes", "image")
+NUMBERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "numeric": lambda generator, n: generator.normal(1e6, 1e-3, n),
+    "nullable": lambda generator, n: generator.normal(1e6, 1e5, n),
+    "whole": lambda generator, n: generator.integers(-5, 200, n),
+    "heavy": lambda generator, n: np.append(generator.normal(0.0, 1.0, n - 1), 80.0),
+    "long tail": lambda generator, n: np.exp(generator.normal(5.0, 3.0, n)),
+    "counts": lambda generator, n: np.append(generator.geometric(0.3, n - 2) - 1, [0, 35]),
+    "modes": lambda generator, n: np.where(np.arange(n) % 2, -9.0, 9.0) + generator.normal(size=n),
+    "spiked": lambda generator, n: np.where(np.arange(n) % 5, 0.1, generator.normal(50.0, 3.0, n)),
+    "spiked grid": lambda generator, n: np.where(np.arange(n) % 3, 40, generator.integers(-3, 99, n)),
+}
+KINDS = (*NUMBERS, "category", "boolean", "binary", "embedding", "bytes", "image")
 
 
 def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Array:
     """A column of one kind, with whatever is awkward about it."""
-    if kind in ("numeric", "nullable"):
-        values = generator.normal(1e6, 1e-3 if kind == "numeric" else 1e5, num_rows)
+    if kind in NUMBERS:
+        values = NUMBERS[kind](generator, num_rows)
         return pa.array(values, mask=generator.random(num_rows) < 0.2 if kind == "nullable" else None)
-    if kind == "whole":
-        return pa.array(generator.integers(-5, 200, num_rows))
     if kind == "category":
         return pa.array([None if value == 3 else f"níveau {value}" for value in generator.integers(0, 6, num_rows)])
     if kind == "boolean":
@@ -105,6 +117,30 @@ def export_graph(graph: Graph, rows: dict[str, np.ndarray], role: str) -> onnx.M
         schema=graph.model.schema,
         role=role,
     )
+
+
+@pytest.mark.parametrize("role", GRAPHS)
+def test_every_kind_of_column_exports_with_the_numbers_of_torch(role: str) -> None:
+    model, table = model_of([kind for kind in KINDS if kind != "image"], "normal", 5)
+    graph = GRAPHS[role](model)
+    rows = {name: np.array(array) for name, array in encode(model.schema, table).items()}
+    if graph.input_names != graph.block_names:
+        sizes = {"z": model.latent_size, "z_noise": model.latent_size, "noise": model.num_noise}
+        generator = np.random.default_rng(0)
+        rows = {name: generator.normal(size=(40, sizes[name])).astype("f4") for name in graph.input_names}
+    exported = export_graph(graph, rows, role)
+    assert check_parity(role, graph, exported, rows)
+    if graph.input_names == graph.block_names:
+        assert check_parity(role, graph, exported, edge_rows(model.schema, rows))
+
+
+def test_the_kinds_of_numbers_cover_every_density() -> None:
+    _, table = model_of(list(NUMBERS), "normal", 5)
+    schema = infer_schema(statistics_of(table), overrides={}, label=None)
+    facts = [column.facts for column in schema if isinstance(column.facts, NumericFacts)]
+    assert {fact.density for fact in facts} == {"gaussian", "student", "negative_binomial", "logistic_mixture"}
+    assert {fact.transform for fact in facts} == {"none", "log1p"}
+    assert {(bool(fact.atoms), fact.step > 0.0) for fact in facts} == set(itertools.product((False, True), repeat=2))
 
 
 @pytest.mark.parametrize("role", GRAPHS)

@@ -36,14 +36,23 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class NumericFacts:
-    """Statistics over the rows that are neither null nor infinite, in data units."""
+    """Statistics over the rows that are neither null nor infinite, in data units, and the density they suggest."""
 
     mean: float
+    """Mean of the values that are no atoms, after `transform`; and so is stddev."""
     stddev: float
     minimum: float
     maximum: float
     resolution: float
     """Smallest step between distinct values; 0 when the column is continuous."""
+    density: str = "gaussian"
+    """gaussian, student (heavy tails), logistic_mixture (several modes, or a grid) or negative_binomial (counts)."""
+    transform: str = "none"
+    """none, or log1p: sign(x) log(1 + |x|) before everything else."""
+    atoms: tuple[float, ...] = ()
+    """Values that take a share of the rows by themselves, such as a zero: each has a probability of its own."""
+    step: float = 0.0
+    """All values are multiples of it (from the minimum on); 0 when there is no such step."""
 
 
 @dataclass(frozen=True, kw_only=True)

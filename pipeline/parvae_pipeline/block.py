@@ -102,7 +102,7 @@ class Block(nn.Module, ABC):
     @property
     def num_noise(self) -> int:
         """Standard normal numbers that one drawn row takes."""
-        return self.num_values + (self.presence.num_parameters if self.presence else 0)
+        return self.likelihood.num_noise + (self.presence.num_parameters if self.presence else 0)
 
     def log_prob(self, parameters: Tensor, raw: Tensor) -> Tensor:
         """(B, columns) nats of every column; the term of a null is the nats of its being null."""
@@ -122,11 +122,12 @@ class Block(nn.Module, ABC):
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
         """A row drawn with standard normal `noise` (B, num_noise), in data units."""
         parameters, logits = self._split(parameters)
-        values = self.to_data_units(self.likelihood.draw(parameters, noise[:, : self.num_values]), drawn=True)
+        num_noise = self.likelihood.num_noise
+        values = self.to_data_units(self.likelihood.draw(parameters, noise[:, :num_noise]), drawn=True)
         if self.presence is None or not self.presence.num_parameters:
             return values
         # Columns that never were null are never drawn as null.
-        null = standard_normal_cdf(noise[:, self.num_values :]) < torch.sigmoid(logits)
+        null = standard_normal_cdf(noise[:, num_noise:]) < torch.sigmoid(logits)
         everywhere = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
         return self.set_null(values, everywhere.index_copy(1, self.presence.nullable, null))
 

@@ -24,6 +24,8 @@ class Likelihood(Protocol):
 
     num_parameters: int
     """Decoder outputs a row, for the whole block."""
+    num_noise: int
+    """Standard normal numbers that one draw of a row takes."""
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         """(B, C) nats of `target` (B, C)."""
@@ -32,7 +34,7 @@ class Likelihood(Protocol):
         """(B, C) the expected value, or the most probable one where values have no mean."""
 
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """(B, C) one draw from standard normal `noise` (B, C)."""
+        """(B, C) one draw from standard normal `noise` (B, num_noise)."""
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
         """(num_parameters,) the output bias that fits `target` (N, C) where `present`, before anything is learned."""
@@ -51,6 +53,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.register_buffer("floor", floor)
         self.num_parameters = 2 * len(floor)
+        self.num_noise = len(floor)
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         location, scale = self._location_scale(parameters)
@@ -65,8 +68,8 @@ class Gaussian(nn.Module):
         return location + scale * noise
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        location, spread = _mean_and_spread(target, present)
-        return torch.cat([location, _inverse_softplus((spread - self.floor).clamp(min=1e-2))])
+        location, spread = mean_and_spread(target, present)
+        return torch.cat([location, inverse_softplus((spread - self.floor).clamp(min=1e-2))])
 
     def _location_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         location, raw_scale = parameters.chunk(2, dim=1)
@@ -81,7 +84,7 @@ class SharedGaussian(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.num_parameters = size
+        self.num_parameters = self.num_noise = size
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
@@ -95,11 +98,53 @@ class SharedGaussian(nn.Module):
         return parameters + torch.exp(self._bounded_log_scale()) * noise
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        return _mean_and_spread(target, present)[0]
+        return mean_and_spread(target, present)[0]
 
     def _bounded_log_scale(self) -> Tensor:
         # Bounded smoothly from below at exp(-6): a perfect fit must not reach an infinite density.
         return -6.0 + functional.softplus(self.log_scale + 6.0)
+
+
+class UnitGaussian(nn.Module):
+    """Gaussian of scale 1: the textbook squared error, half of it for every value, and a constant."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_parameters = self.num_noise = size
+
+    def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
+        return -0.5 * ((target - parameters).square() + LOG_TWO_PI)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return parameters
+
+    def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        return parameters + noise
+
+    def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
+        return mean_and_spread(target, present)[0]
+
+
+class CrossEntropy(nn.Module):
+    """The textbook binary cross-entropy of values from 0 to 1; a density only where they are 0 or 1."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_parameters = self.num_noise = size
+
+    def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
+        return target * parameters - functional.softplus(parameters)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        return torch.sigmoid(parameters)
+
+    def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        # Its users look at the expected value: what they model is grey, and a draw would be 0 or 1.
+        return torch.sigmoid(parameters) + 0.0 * noise
+
+    def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
+        share = mean_and_spread(target, present)[0].clamp(1e-3, 1.0 - 1e-3)
+        return torch.log(share) - torch.log1p(-share)
 
 
 class Bernoulli(nn.Module):
@@ -107,7 +152,7 @@ class Bernoulli(nn.Module):
 
     def __init__(self, size: int, *, num_rows: int) -> None:
         super().__init__()
-        self.num_parameters = size
+        self.num_parameters = self.num_noise = size
         self.log_other = -math.log(num_rows + 2.0)
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
@@ -140,6 +185,7 @@ class Categorical(nn.Module):
         super().__init__()
         self.num_levels = num_levels
         self.num_parameters = sum(num_levels)
+        self.num_noise = len(num_levels)
         self.register_buffer("log_unseen", unseen_probability.log().float())
         self.register_buffer("log_listed", torch.log1p(-unseen_probability).float())
 
@@ -185,6 +231,7 @@ class DiscretizedLogistic(nn.Module):
     def __init__(self, size: int, *, mean: float, stddev: float) -> None:
         super().__init__()
         self.num_parameters = 2 * size
+        self.num_noise = size
         self.data_mean, self.data_stddev = mean, stddev
         self.half_step = 0.5 / stddev
         # At a twentieth of half a step all mass is on one number; a smaller scale would only cost precision.
@@ -213,7 +260,7 @@ class DiscretizedLogistic(nn.Module):
         return self._to_step(location + torch.exp(log_scale) * (torch.log(uniform) - torch.log1p(-uniform)))
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        location, spread = _mean_and_spread((target - self.data_mean) / self.data_stddev, present)
+        location, spread = mean_and_spread((target - self.data_mean) / self.data_stddev, present)
         # A logistic of scale s has standard deviation s * pi / sqrt(3).
         log_scale = torch.log(spread.clamp(min=0.05) * (math.sqrt(3.0) / math.pi))
         return torch.cat([location, log_scale])
@@ -231,7 +278,8 @@ def standard_normal_cdf(noise: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.erf(noise / math.sqrt(2.0)))
 
 
-def _mean_and_spread(target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_spread(target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) mean and standard deviation of `target` (N, C) where `present`."""
     weight = present.to(target.dtype)
     count = weight.sum(0).clamp(min=1.0)
     mean = (target * weight).sum(0) / count
@@ -239,5 +287,6 @@ def _mean_and_spread(target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt()
 
 
-def _inverse_softplus(value: Tensor) -> Tensor:
+def inverse_softplus(value: Tensor) -> Tensor:
+    """The x with softplus(x) = value > 0."""
     return value + torch.log(-torch.expm1(-value))

@@ -1,58 +1,183 @@
 """Numbers: how numeric columns enter the network, what density they get, and how they leave it in data units.
 
-Letters in shapes: B rows, C columns, F encoder features.
+Letters in shapes: B rows, C columns, A atoms, F encoder features.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
+from parvae.errors import SettingError
 from parvae.schema import Input, NumericFacts
 from parvae_pipeline.block import MAX_ENCODER_UNITS, MAX_STANDARD_UNITS, Block, Presence
-from parvae_pipeline.likelihoods import Gaussian
+from parvae_pipeline.likelihoods import Gaussian, Likelihood, UnitGaussian
+from parvae_pipeline.numeric_likelihoods import ByColumn, LogisticMixture, NegativeBinomial, Spiked, StudentT
 
 MIN_SCALE = 1e-2
-"""Smallest scale of a numeric density, in standard deviations of the column. A tenth of it makes the gradients of a
-column that is mostly one value (Adult's capital gain) a hundred times as large, and training skips them."""
+"""Smallest scale of a numeric density, in standard deviations of the column: without it the density, and the gradient,
+of a column that follows from others has no bound."""
+MIN_STEP_SHARE = 0.02
+"""From this many standard deviations on the step of a grid is wide enough for the probability of a step. Finer grids
+are continuous: a value in thousands of steps would cost more than a null, which has a probability too."""
+MAX_LOG = 700.0
+"""Beyond, the exponential is infinite in float64."""
 
 
 class NumericBlock(Block):
-    """Numeric columns: standardised in float64, Gaussian with learned scale. NaN and infinities read as null."""
+    """Numeric columns, each with the density that its facts name, standardised in float64.
+
+    NaN and infinities read as null. With `likelihood` "mse" every column has a Gaussian of scale 1.
+    """
 
     means: Tensor
     stddevs: Tensor
     minima: Tensor
     maxima: Tensor
     whole: Tensor
+    logs: Tensor
+    atoms: Tensor
+    atom_targets: Tensor
+    steps: Tensor
+    offsets: Tensor
 
-    def __init__(self, block: Input, num_rows: int) -> None:
+    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
         super().__init__(block)
+        if likelihood == "bce":
+            raise SettingError(
+                f"model.likelihood is 'bce', which needs values from 0 to 1 in vectors or images; column "
+                f"{block.columns[0].name!r} is numeric: take 'auto' or 'mse', or leave it out with "
+                f"--columns {block.columns[0].name}:ignored"
+            )
         facts = [column.facts_as(NumericFacts) for column in block.columns]
-        stddevs = torch.tensor([fact.stddev or 1.0 for fact in facts], dtype=torch.float64)
-        resolutions = torch.tensor([fact.resolution for fact in facts], dtype=torch.float64)
         # float64: an epoch in seconds standardised in float32 is off by 0.06 standard deviations.
         self.register_buffer("means", torch.tensor([fact.mean for fact in facts], dtype=torch.float64))
-        self.register_buffer("stddevs", stddevs)
+        self.register_buffer("stddevs", torch.tensor([fact.stddev or 1.0 for fact in facts], dtype=torch.float64))
         self.register_buffer("minima", torch.tensor([fact.minimum for fact in facts], dtype=torch.float64))
         self.register_buffer("maxima", torch.tensor([fact.maximum for fact in facts], dtype=torch.float64))
         self.register_buffer("whole", torch.tensor([column.family == "integer" for column in block.columns]))
+        # What follows from the facts alone stays out of the checkpoint.
+        self._has_logs = any(fact.transform == "log1p" for fact in facts)
+        self._set("logs", torch.tensor([fact.transform == "log1p" for fact in facts]))
+        num_atoms = max(len(fact.atoms) for fact in facts)
+        padded = [[*fact.atoms, *[math.nan] * (num_atoms - len(fact.atoms))] for fact in facts]
+        self._set("atoms", torch.tensor(padded, dtype=torch.float64).reshape(len(facts), num_atoms))
+        self._set("atom_targets", self._standardised(self.atoms.T).float().T.contiguous())
+        self._set("steps", torch.tensor([fact.step for fact in facts], dtype=torch.float64))
+        self._set("offsets", torch.tensor([_grid_offset(fact) for fact in facts], dtype=torch.float64))
+        atom_columns = [index for index, fact in enumerate(facts) for _ in fact.atoms]
+        self._atom_places = [
+            index * num_atoms + atom_columns[:place].count(index) for place, index in enumerate(atom_columns)
+        ]
         self.presence = Presence(block.columns, num_rows)
-        self.likelihood = Gaussian((0.5 * resolutions / stddevs).clamp(min=MIN_SCALE).float())
         self.num_values = len(block.columns)
-        self.num_features = self.num_values + self.presence.num_parameters
+        if likelihood == "mse":
+            self.likelihood = UnitGaussian(self.num_values)
+        else:
+            self.likelihood = self._likelihood(facts, num_rows)
+        self.num_features = self.num_values + len(self._atom_places) + self.presence.num_parameters
 
     def target(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         present = torch.isfinite(raw)
-        standardised = (torch.where(present, raw, self.means) - self.means) / self.stddevs
-        return standardised.clamp(-MAX_STANDARD_UNITS, MAX_STANDARD_UNITS).float(), present
+        standardised = self._standardised(torch.where(present, raw, 0.0))
+        target = torch.where(present, standardised, 0.0).clamp(-MAX_STANDARD_UNITS, MAX_STANDARD_UNITS).float()
+        for index in range(self.atoms.shape[1]):
+            # In the column's own numbers, where equality is exact.
+            target = torch.where(raw == self.atoms[:, index], self.atom_targets[:, index], target)
+        return target, present
 
     def features(self, raw: Tensor) -> Tensor:
         target, present = self.target(raw)
-        return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), self._indicators(present)], dim=1)
+        indicators = self._indicators(present)
+        if not self._atom_places:
+            return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), indicators], dim=1)
+        at_atom = raw.unsqueeze(2) == self.atoms
+        # An atom has an indicator of its own; how far it lies from the rest says nothing more.
+        target = torch.where(at_atom.any(dim=2), 0.0, target)
+        atoms = at_atom.flatten(1)[:, self._atom_places].float()
+        return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), atoms, indicators], dim=1)
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         restored = values.double() * self.stddevs + self.means
+        if self._has_logs:
+            size = torch.exp(restored.abs().clamp(max=MAX_LOG)) - 1.0
+            restored = torch.where(self.logs, torch.sign(restored) * size, restored)
+        restored = self._on_grid(restored)
         if drawn:
             restored = torch.minimum(torch.maximum(restored, self.minima), self.maxima)
+        for index in range(self.atoms.shape[1]):
+            restored = torch.where(values == self.atom_targets[:, index], self.atoms[:, index], restored)
         return torch.where(self.whole, torch.round(restored), restored)
+
+    def _on_grid(self, values: Tensor) -> Tensor:
+        steps = torch.where(self.steps > 0.0, self.steps, 1.0)
+        inverse = 1.0 / steps
+        whole_inverse = torch.round(inverse)
+        number = torch.round((values - self.offsets) / steps)
+        # 3 / 10 is the double next to 0.3, and 3 * 0.1 is not.
+        is_fraction = (inverse > 1.5) & ((inverse - whole_inverse).abs() < 1e-9 * inverse)
+        snapped = torch.where(is_fraction, number / whole_inverse, number * steps) + self.offsets
+        return torch.where(self.steps > 0.0, snapped, values)
+
+    def _standardised(self, raw: Tensor) -> Tensor:
+        transformed = raw
+        if self._has_logs:
+            transformed = torch.where(self.logs, torch.sign(raw) * torch.log(1.0 + raw.abs()), raw)
+        return (transformed - self.means) / self.stddevs
+
+    def _likelihood(self, facts: list[NumericFacts], num_rows: int) -> Likelihood:
+        """Columns of one kind of density share one object; the most frequent case, all Gaussian, is just that."""
+        groups: dict[tuple[str, bool, bool], list[int]] = defaultdict(list)
+        for index, fact in enumerate(facts):
+            groups[fact.density, is_on_grid(fact), bool(fact.atoms)].append(index)
+        parts: list[tuple[Likelihood, list[int]]] = []
+        for (density, on_grid, has_atoms), columns in groups.items():
+            likelihood = self._density(density, on_grid, [facts[index] for index in columns], num_rows)
+            if has_atoms:
+                atoms = self.atom_targets[columns]
+                likelihood = Spiked(likelihood, atoms, torch.full((len(columns),), on_grid))
+            parts.append((likelihood, columns))
+        return parts[0][0] if len(parts) == 1 else ByColumn(parts)
+
+    def _density(self, density: str, on_grid: bool, facts: list[NumericFacts], num_rows: int) -> Likelihood:
+        stddevs = torch.tensor([fact.stddev or 1.0 for fact in facts], dtype=torch.float64)
+        half_resolutions = 0.5 * torch.tensor([fact.resolution for fact in facts], dtype=torch.float64) / stddevs
+        logs = torch.tensor([fact.transform == "log1p" for fact in facts])
+        # A step in data units is none in logarithms.
+        floor = torch.where(logs, 0.0, half_resolutions).clamp(min=MIN_SCALE).float()
+        if density == "student":
+            return StudentT(floor)
+        if density == "negative_binomial":
+            means = torch.tensor([fact.mean for fact in facts], dtype=torch.float64)
+            max_count = int(max(fact.maximum for fact in facts))
+            return NegativeBinomial(means.float(), stddevs.float(), max_count=max_count, num_rows=num_rows)
+        if density == "logistic_mixture":
+            if not on_grid:
+                return LogisticMixture(floor)
+            half_steps = (0.5 * torch.tensor([fact.step for fact in facts], dtype=torch.float64) / stddevs).float()
+            # At a tenth of half a step all mass is on one number; a smaller scale would only cost precision.
+            return LogisticMixture(0.1 * half_steps, half_steps)
+        assert density == "gaussian", density
+        return Gaussian(floor)
+
+    def _set(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values, persistent=False)
+
+
+def is_on_grid(facts: NumericFacts) -> bool:
+    """Whether the density of a column is the probability of a step of its grid."""
+    if facts.density == "negative_binomial":
+        return True
+    wide = facts.step >= MIN_STEP_SHARE * (facts.stddev or 1.0)
+    return facts.density == "logistic_mixture" and facts.transform == "none" and facts.step > 0.0 and wide
+
+
+def _grid_offset(facts: NumericFacts) -> float:
+    """Where the grid of a column begins: 0 where its values are multiples of the step."""
+    if not facts.step:
+        return 0.0
+    offset = math.remainder(facts.minimum, facts.step)
+    return 0.0 if abs(offset) < 1e-6 * facts.step else facts.minimum

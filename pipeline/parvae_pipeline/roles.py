@@ -13,16 +13,18 @@ from parvae.schema import (
     Column,
     Facts,
     ImageFacts,
-    NumericFacts,
     Role,
     Schema,
     VectorFacts,
 )
+from parvae_pipeline.numeric_rules import numeric_facts
 from parvae_pipeline.statistics import ColumnStatistics
 
 MAX_LEVELS = 1_000
 """Levels that a category column lists; rarer values count as unseen."""
 MAX_LEVEL_SHARE = 0.2
+MAX_CODES = 20
+"""Distinct whole numbers, and at least 100 rows for each, that read as codes and not as a quantity."""
 KEY_SHARE = 0.999
 KEY_NAME = re.compile(r"(?i)^(id|uuid|guid|key|.*_id|.*_uuid|.*_key)$")
 FREE_TEXT_WORDS = 3.0
@@ -81,6 +83,8 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
     else:
         role, reason = _suggest(statistics)
     facts = _facts(statistics, role)
+    if role is Role.NUMERIC:
+        reason = f"{reason}; {numeric_facts(statistics)[1]}"
     return Column(
         name=statistics.name,
         role=role,
@@ -116,9 +120,16 @@ def _suggest_number(column: ColumnStatistics) -> tuple[Role, str]:
     span = column.moments.maximum - column.moments.minimum
     if column.family == "integer" and column.distinct_share >= KEY_SHARE and span < 2 * column.num_rows:
         return Role.KEY, "counts the rows: whole, distinct and without large gaps"
+    if _are_codes(column):
+        return Role.CATEGORY, f"{len(column.levels)} distinct whole numbers, taken as codes"
     noun = "whole numbers" if column.moments.are_whole else "numbers"
     infinite = f", {column.num_infinite} infinite read as null" if column.num_infinite else ""
     return Role.NUMERIC, f"{noun} from {column.moments.minimum:g} to {column.moments.maximum:g}{infinite}"
+
+
+def _are_codes(column: ColumnStatistics) -> bool:
+    few = len(column.levels) <= max(2, min(MAX_CODES, column.num_rows // 100)) and not column.overflowed
+    return few and column.moments.are_whole and column.moments.minimum >= 0
 
 
 def _suggest_text(column: ColumnStatistics) -> tuple[Role, str]:
@@ -159,13 +170,7 @@ def _facts(column: ColumnStatistics, role: Role) -> Facts | None:
     moments = column.moments
     if role is Role.NUMERIC:
         _require(column, role, column.family in ("integer", "floating") and moments.count > 0, "finite numbers")
-        return NumericFacts(
-            mean=moments.mean,
-            stddev=moments.stddev,
-            minimum=moments.minimum,
-            maximum=moments.maximum,
-            resolution=column.resolution,
-        )
+        return numeric_facts(column)[0]
     if role is Role.CATEGORY:
         fits = column.family in ("integer", "floating", "text", "boolean") and len(column.levels) > 0
         _require(column, role, fits, "text, numbers or true and false")

@@ -85,6 +85,8 @@ class ColumnStatistics:
     num_infinite: int = 0
     moments: Moments = field(default_factory=Moments)
     """Of the values, or of the elements of lists."""
+    log_moments: Moments = field(default_factory=Moments)
+    """Of sign(x) log(1 + |x|) of the values."""
     levels: Counter[str] = field(default_factory=Counter)
     """Distinct values as canonical text, and their counts, until MAX_DISTINCT is passed."""
     num_rows_of_levels: int = 0
@@ -149,6 +151,7 @@ class ColumnStatistics:
         self.num_words += other.num_words
         self.list_sizes |= other.list_sizes
         self.moments.merge(other.moments)
+        self.log_moments.merge(other.log_moments)
         self._count(other.levels, other.num_rows_of_levels)
         self.overflowed = self.overflowed or other.overflowed
 
@@ -163,6 +166,7 @@ class ColumnStatistics:
             # NaN is null to the model, whatever the file calls it.
             self.num_nulls += len(floats) - len(numbers)
         self.moments.add(numbers)
+        self.log_moments.add(signed_log(numbers))
         if not self.overflowed:
             kind = present.type if not pa.types.is_decimal(present.type) else pa.float64()
             self._add_levels(pa.chunked_array([pa.array(numbers).cast(kind, safe=False)]))
@@ -199,6 +203,13 @@ class ColumnStatistics:
         finite = elements if elements.dtype.kind in "iu" else elements[np.isfinite(elements)]
         self.num_infinite += elements.size - finite.size
         self.moments.add(finite)
+
+
+def signed_log(values: NDArray[Any]) -> NDArray[np.float64]:
+    """sign(x) log(1 + |x|)."""
+    numbers = values.astype(np.float64, copy=False)
+    logs: NDArray[np.float64] = np.sign(numbers) * np.log1p(np.abs(numbers))
+    return logs
 
 
 def statistics_of(table: pa.Table) -> dict[str, ColumnStatistics]:

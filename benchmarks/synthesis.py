@@ -1,0 +1,135 @@
+"""Synthetic rows of UCI Adult: trained, exported and sampled by the commands, beside CTGAN's TVAE.
+
+    python benchmarks/synthesis.py [--budget 4m] [--epochs 100]
+
+6,000 rows are drawn from each model and judged against the 6,000 test rows: SDMetrics column shapes and column pair
+trends (1 is best), and the AUC on the test rows of a gradient-boosting classifier of `income` trained on the drawn
+rows; `real_auc` trains it on the real ones. `lost_categories` counts the categories with at least 50 training rows
+that are absent from 20,000 drawn rows. Nulls are the category "NA" for both. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from harness import finish, parser
+
+NUM_ROWS = 6_000
+NUM_ROWS_FOR_CATEGORIES = 20_000
+MIN_CATEGORY_ROWS = 50
+TARGET = "income"
+
+
+def main() -> None:
+    """Train each contender and judge its rows."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--budget", default="4m", help="time for our training, on one thread")
+    arguments.add_argument("--epochs", type=int, default=100, help="epochs of TVAE")
+    arguments.add_argument("--run", type=Path, help="a run folder that is trained and exported already")
+    options = arguments.parse_args()
+    training, test = (_frame(options.data / "adult" / f"{name}.parquet") for name in ("train", "test"))
+    figures = {"real_auc": _auc(training, test)}
+    with tempfile.TemporaryDirectory() as folder:
+        run = options.run or Path(folder) / "run"
+        if options.run is None:
+            figures["ours_s"] = _train(run, options.data, "20s" if options.quick else options.budget)
+        drawn = _sampled(run)
+    figures |= {f"ours_{name}": value for name, value in _judged(drawn, training, test).items()}
+    if not options.ours_only:
+        started_s = time.process_time()
+        drawn = _tvae_rows(training, options)
+        figures["tvae_s"] = time.process_time() - started_s
+        figures |= {f"tvae_{name}": value for name, value in _judged(drawn, training, test).items()}
+    finish(figures, as_json=options.json)
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    return _nulls_as_category(pq.read_table(path).to_pandas())
+
+
+def _nulls_as_category(frame: pd.DataFrame) -> pd.DataFrame:
+    text = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].astype(object).fillna("NA").astype(str) for name in text})
+
+
+def _train(run: Path, data: Path, budget: str) -> float:
+    """CPU seconds of training and export by the commands."""
+    before = os.times()
+    train = ["train", str(data / "adult" / "train.parquet"), "-o", str(run), "--budget", budget]
+    for arguments in ([*train, "--set", "train.threads=1"], ["export", str(run / "ckpt.pt")]):
+        subprocess.run([sys.executable, "-m", "parvae", *arguments], check=True, stdout=sys.stderr)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def _sampled(run: Path) -> pd.DataFrame:
+    output = run / "samples.parquet"
+    command = ["sample", str(run / "model.vae"), "-n", str(NUM_ROWS_FOR_CATEGORIES), "-o", str(output)]
+    subprocess.run([sys.executable, "-m", "parvae", *command], check=True, stdout=sys.stderr)
+    return _frame(output)
+
+
+def _tvae_rows(training: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
+    from ctgan import TVAE
+
+    text = training.select_dtypes(exclude="number").columns.tolist()
+    model = TVAE(epochs=1 if options.quick else options.epochs, enable_gpu=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-learn, about modes that do not converge
+        model.fit(training, text)
+        rows: pd.DataFrame = model.sample(NUM_ROWS_FOR_CATEGORIES)
+    return rows
+
+
+def _judged(drawn: pd.DataFrame, training: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
+    from sdmetrics.reports.single_table import QualityReport
+
+    rows = drawn.iloc[:NUM_ROWS].reset_index(drop=True)
+    numeric = set(training.select_dtypes("number").columns)
+    kinds = {name: {"sdtype": "numerical" if name in numeric else "categorical"} for name in training.columns}
+    report = QualityReport()
+    report.generate(test, rows, {"columns": kinds}, verbose=False)
+    scores = report.get_properties().set_index("Property")["Score"]
+    return {
+        "column_shapes": float(scores["Column Shapes"]),
+        "pair_trends": float(scores["Column Pair Trends"]),
+        "auc": _auc(rows, test),
+        "lost_categories": _lost_categories(drawn, training),
+    }
+
+
+def _lost_categories(drawn: pd.DataFrame, training: pd.DataFrame) -> int:
+    lost = 0
+    for name in training.select_dtypes(exclude="number").columns:
+        counts = training[name].value_counts()
+        lost += len(set(counts.index[counts >= MIN_CATEGORY_ROWS]) - set(drawn[name]))
+    return lost
+
+
+def _auc(training: pd.DataFrame, test: pd.DataFrame) -> float:
+    """Area under the ROC curve on `test` of a gradient-boosting classifier trained on `training`."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+
+    features = [name for name in training.columns if name != TARGET]
+    text = [name for name in features if not pd.api.types.is_numeric_dtype(training[name])]
+    levels = {name: pd.CategoricalDtype(sorted({*training[name], *test[name]})) for name in text}
+    positive = sorted(test[TARGET].unique())[-1]
+    classifier = HistGradientBoostingClassifier(categorical_features="from_dtype", random_state=0)
+    classifier.fit(training[features].astype(levels), training[TARGET] == positive)
+    probability = classifier.predict_proba(test[features].astype(levels))[:, 1]
+    return float(roc_auc_score(np.asarray(test[TARGET] == positive), probability))
+
+
+if __name__ == "__main__":
+    main()
