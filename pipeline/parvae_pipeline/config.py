@@ -95,8 +95,12 @@ class TrainSettings:
     patience: int = 15
     """Evaluations without a better validation ELBO, after the KL warm-up, that end the run."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the layers in training; auto takes bfloat16 where the processor has it. Everything else, and every
+    """Arithmetic of the layers in training; auto takes bfloat16 where the device has it. Everything else, and every
     figure that is reported, is float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where one process trains; auto takes a GPU where there is one. Workers of a cluster take what they are given."""
+    compile: bool = False
+    """Whether torch.compile fuses the layers: it needs a C++ compiler, and pays on GPUs (`benchmarks/gpu.py`)."""
     checkpoint_every_s: float = 60.0
     threads: int | None = None
     """CPU threads; None takes all cores."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parvae.rows import Arrays
+from parvae_pipeline.device import placed
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.world import ALONE, World
 
@@ -43,12 +44,12 @@ def evaluate(model: VariationalAutoencoder, rows: Arrays, *, seed: int = 0, worl
     sums = torch.zeros(num_columns + 2, dtype=torch.float64)  # nats of every column, nats of the code, rows
     generator = torch.Generator().manual_seed(seed)
     rows = {name: array[world.rank :: world.size] for name, array in rows.items()}
-    for batch in _batches(rows):
+    for batch in placed(_batches(rows), model.device):
         mean, log_variance = model.posterior(batch)
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(model.device)
         terms = model.terms_at(batch, mean, log_variance, torch.stack([noise, -noise]))
-        sums[:num_columns] += terms.column_nats.double().sum(dim=0)
-        sums[num_columns] += terms.kl_nats.double().sum()
+        sums[:num_columns] += terms.column_nats.double().sum(dim=0).cpu()
+        sums[num_columns] += terms.kl_nats.double().sum().cpu()
         sums[-1] += len(mean)
     world.sum(sums)
     *column_nats, rate_nats = (sums[:-1] / sums[-1]).tolist()
@@ -70,16 +71,16 @@ def balance_score(model: VariationalAutoencoder, rows: Arrays, *, rows_trained: 
     num_rows = max(MIN_BALANCE_ROWS, min(MAX_BALANCE_ROWS, round(BALANCE_SHARE * rows_trained)))
     generator = torch.Generator().manual_seed(seed)
     size = (BALANCE_PATTERNS, *model.score_signs.shape)
-    patterns = torch.randint(0, 2, size, generator=generator) * 2.0 - 1.0
+    patterns = (torch.randint(0, 2, size, generator=generator) * 2.0 - 1.0).to(model.device)
     differences = torch.zeros(BALANCE_PATTERNS, dtype=torch.float64)
-    for batch in _batches({name: array[:num_rows] for name, array in rows.items()}):
+    for batch in placed(_batches({name: array[:num_rows] for name, array in rows.items()}), model.device):
         mean, log_variance = model.posterior(batch)
-        noise = torch.randn(BALANCE_PAIRS, *mean.shape, generator=generator)
+        noise = torch.randn(BALANCE_PAIRS, *mean.shape, generator=generator).to(model.device)
         reference = model.terms_at(batch, mean, log_variance, torch.cat([noise, -noise])).negative_elbo_nats
         for index, signs in enumerate(patterns):
             steps = torch.cat([signs, -signs]).unsqueeze(1)
             found = model.terms_at(batch, mean, log_variance, steps).negative_elbo_nats
-            differences[index] += (found - reference).double().sum()
+            differences[index] += (found - reference).double().sum().cpu()
     model.score_signs.copy_(patterns[differences.abs().argmin()])
 
 

@@ -91,6 +91,11 @@ class VariationalAutoencoder(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.score_signs.device
+
+    @property
     def num_noise(self) -> int:
         """Standard normal numbers that one drawn row takes beside those of the latent code."""
         return sum(block.num_noise for block in self.column_blocks)
@@ -149,7 +154,7 @@ class VariationalAutoencoder(nn.Module):
     def _layer_arithmetic(self) -> contextlib.AbstractContextManager[object]:
         if self.layer_dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast("cpu", dtype=self.layer_dtype)
+        return torch.autocast(self.device.type, dtype=self.layer_dtype)
 
     @torch.no_grad()
     def start_from(self, raw: RawBatch) -> None:

@@ -17,6 +17,7 @@ from parvae.files import find_files
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
+from parvae_pipeline.device import choose_device
 from parvae_pipeline.evaluate import balance_score, evaluate
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
 from parvae_pipeline.reader import Reader, select
@@ -86,11 +87,12 @@ def train(
     report: Callable[[Report], None] = lambda report: None,
     world: World = ALONE,
     num_threads: int | None = None,
+    device: torch.device | None = None,
 ) -> Result:
     """Train as `settings` say and leave a run folder; the same call again resumes a run that was stopped.
 
     With several processes each one makes this call; the first of them writes the folder and calls back. `num_threads`
-    is what a process may use where the settings do not say.
+    and `device` are what this process may use where the settings do not say.
 
     Raises DataError when the data cannot be read or modelled, SettingError when a setting does not fit them.
     """
@@ -99,6 +101,7 @@ def train(
     num_threads = settings.train.threads or num_threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
     pa.set_cpu_count(num_threads)
+    device = device or choose_device(settings.train.device)
 
     files = find_files(settings.data.paths)
     units = plan_units(files)
@@ -153,6 +156,7 @@ def train(
         report=log_and_report,
         save=save,
         world=world,
+        device=device,
     )
     world.do_first(lambda: run.claim(settings))
     if state is not None:
@@ -271,10 +275,11 @@ def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, memory_budge
     held_out = trainer.held_out
     best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
     best.load_state_dict(trainer.best)
+    best.to(trainer.device)
     if trainer.progress.finished:
         rows_trained = trainer.progress.step * trainer.reader.batch_size
         balance_score(best, held_out, rows_trained=rows_trained, seed=settings.train.seed)
-    evaluation = evaluate(best, held_out)
+    evaluation = trainer.best_evaluation or evaluate(best, held_out)
     metrics = {
         "negative_elbo_nats": evaluation.negative_elbo_nats,
         "rate_nats": evaluation.rate_nats,
@@ -287,7 +292,7 @@ def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, memory_budge
     reservoir = reservoir if settings.data.reservoir_rows else {}
     write_checkpoint(
         run.checkpoint_path,
-        Checkpoint(model=best, settings=settings, reservoir=reservoir, metrics=metrics),
+        Checkpoint(model=best.cpu(), settings=settings, reservoir=reservoir, metrics=metrics),
     )
     schema = json.dumps(trainer.model.schema.to_json())
     run.save_state({**trainer.state(), "schema": schema, "memory_budget_mb": memory_budget_mb})
@@ -307,5 +312,6 @@ def _record(entry: Report) -> dict[str, object]:
         "distortion_nats": validation.distortion_nats,
         "column_nats": validation.column_nats,
         "rows_per_s": round(entry.rows_per_s, 1),
+        "data_wait_share": round(entry.data_wait_share, 5),
         "num_skipped_steps": progress.num_skipped,
     }

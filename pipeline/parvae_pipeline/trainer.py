@@ -8,6 +8,7 @@ is not.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import statistics
 import time
@@ -22,6 +23,7 @@ from torch import Tensor
 from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.reader import Reader
@@ -69,6 +71,8 @@ class Report:
     train_nats: float
     """Mean negative ELBO of the batches since the last report, at their KL weight."""
     rows_per_s: float
+    data_wait_share: float
+    """Share of the time since the last report that went by waiting for batches."""
     validation: Evaluation
     is_best: bool
 
@@ -88,13 +92,17 @@ class Trainer:
         report: Callable[[Report], None],
         save: Callable[[Trainer], None],
         world: World = ALONE,
+        device: torch.device = CPU,
     ) -> None:
         """`deadline_s` (time.monotonic) is when training must be over; `save` is called when a checkpoint is due."""
-        self.model, self.reader, self.held_out = model, reader, held_out
+        self.model, self.reader, self.held_out, self.device = model.to(device), reader, held_out, device
         self.settings, self.schedule = settings, schedule
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.best = copy.deepcopy(self.averaged.state_dict())
-        model.layer_dtype = torch.bfloat16 if uses_bfloat16(settings.precision) else torch.float32
+        self.best_evaluation: Evaluation | None = None
+        """That of `best`, once there was one."""
+        model.layer_dtype = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
+        self._elbo_terms = torch.compile(model.elbo_terms) if settings.compile else model.elbo_terms
         # fused: one pass over the weights, 1.1 times the rows/s of the plain loop on one core.
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=schedule.peak_rate, weight_decay=settings.weight_decay, fused=True
@@ -114,7 +122,9 @@ class Trainer:
         started_s = last_saved_s = time.monotonic() - progress.elapsed_s
         last_steps, last_s = progress.step, time.monotonic()
         losses: list[Tensor] = []
-        for batch in self.reader.batches(progress.step):
+        waited_s, asked_s = 0.0, last_s
+        for batch in placed(self.reader.batches(progress.step), self.device):
+            waited_s += time.monotonic() - asked_s
             if progress.finished or progress.step >= progress.total_steps:
                 break
             losses += self._step(batch)
@@ -128,8 +138,9 @@ class Trainer:
                 num_steps = progress.step - last_steps
                 train_nats = float(torch.stack(losses).mean()) if losses else float("nan")
                 num_rows = num_steps * self.reader.batch_size * self._world.size
-                self._evaluate(train_nats, num_rows / (now_s - last_s))
-                losses = []
+                seconds = now_s - last_s
+                self._evaluate(train_nats, rows_per_s=num_rows / seconds, data_wait_share=waited_s / seconds)
+                losses, waited_s = [], 0.0
                 seconds_per_step = (time.monotonic() - last_s) / num_steps
                 last_steps, last_s = progress.step, time.monotonic()
                 self._fit_to_time(last_s, seconds_per_step)
@@ -137,6 +148,7 @@ class Trainer:
             if now_s - last_saved_s >= self.settings.checkpoint_every_s:
                 self._save(self)
                 last_saved_s = now_s
+            asked_s = time.monotonic()
         progress.finished = True
         self._save(self)
 
@@ -147,6 +159,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "best": self.best,
+            "best_evaluation": None if self.best_evaluation is None else dataclasses.asdict(self.best_evaluation),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -157,6 +170,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.best = dict(state["best"])
+        found = state["best_evaluation"]
+        self.best_evaluation = None if found is None else Evaluation(**found)
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _step(self, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -167,7 +182,7 @@ class Trainer:
         self._noise.manual_seed(int(mixed[0]))
         num_rows = len(next(iter(batch.values())))
         noise = torch.randn(num_rows, self.model.latent_size, generator=self._noise)
-        terms = self.model.elbo_terms(batch, noise)
+        terms = self._elbo_terms(batch, noise.to(self.device, non_blocking=True))
         loss = terms.column_nats.sum(dim=1).mean() + schedule.kl_weight(progress.step) * terms.kl_nats.mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -216,7 +231,7 @@ class Trainer:
         progress.skips_in_a_row = 0
         progress.norms = []
 
-    def _evaluate(self, train_nats: float, rows_per_s: float) -> None:
+    def _evaluate(self, train_nats: float, *, rows_per_s: float, data_wait_share: float) -> None:
         progress = self.progress
         validation = evaluate(self.averaged, self.held_out, world=self._world)
         is_best = validation.negative_elbo_nats < progress.best_nats
@@ -226,6 +241,7 @@ class Trainer:
         if is_best:
             progress.best_nats = validation.negative_elbo_nats
             self.best = copy.deepcopy(self.averaged.state_dict())
+            self.best_evaluation = validation
         if progress.evaluations_since_best >= self.settings.patience:
             progress.finished = True
         self._report(
@@ -234,6 +250,7 @@ class Trainer:
                 schedule=self.schedule,
                 train_nats=train_nats,
                 rows_per_s=rows_per_s,
+                data_wait_share=data_wait_share,
                 validation=validation,
                 is_best=is_best,
             )
@@ -251,8 +268,6 @@ class Trainer:
         self.schedule = self.schedule.with_total_steps(max(total, 1))
 
 
-def uses_bfloat16(precision: str) -> bool:
-    """Whether to train in bfloat16: as told, or where the processor multiplies in it natively."""
-    if precision == "auto":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return precision == "bfloat16"
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16: as told, or where the device multiplies in it natively."""
+    return multiplies_in_bfloat16(device) if precision == "auto" else precision == "bfloat16"
