@@ -15,7 +15,7 @@ import torch
 from conftest import DIGITS
 
 from parvae.errors import SettingError
-from parvae_pipeline.cluster import ClusterSettings, check_resources
+from parvae_pipeline.cluster import ClusterSettings, check_resources, workers_that_fit
 from parvae_pipeline.run_folder import torch_load
 
 WAIT_S = 120.0
@@ -139,8 +139,71 @@ def test_an_error_on_a_worker_is_one_sentence(tmp_path: Path) -> None:
 
 def test_more_workers_than_the_cluster_can_hold_are_refused_at_once() -> None:
     with pytest.raises(SettingError, match=r"4 workers with 2 CPUs each need 8 CPUs; the cluster has 6.*fewer"):
-        check_resources(ClusterSettings(num_workers=4, cpus_per_worker=2), {"CPU": 6.0})
-    check_resources(ClusterSettings(num_workers=3, cpus_per_worker=2), {"CPU": 6.0})
+        check_resources(ClusterSettings(num_workers=4, cpus_per_worker=2), [{"CPU": 4.0}, {"CPU": 2.0}])
+    check_resources(ClusterSettings(num_workers=3, cpus_per_worker=2), [{"CPU": 4.0}, {"CPU": 2.0}])
+
+
+def test_more_gpus_than_there_are_are_refused_at_once() -> None:
+    with pytest.raises(SettingError, match=r"3 workers with 1 GPUs each need 3 GPUs; the cluster has 2.*fewer"):
+        check_resources(ClusterSettings(num_workers=3, gpus=True), [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}])
+    check_resources(ClusterSettings(num_workers=2, gpus=True), [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}])
+
+
+def test_workers_that_no_node_can_hold_are_refused_at_once() -> None:
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
+    with pytest.raises(SettingError, match=r"3 workers with 2 CPUs each do not fit the 2 nodes .* hold 2 of them"):
+        check_resources(ClusterSettings(num_workers=3, cpus_per_worker=2), nodes)
+    with pytest.raises(SettingError, match=r"1 workers with 4 CPUs .* take fewer CPUs each, or no workers"):
+        check_resources(ClusterSettings(num_workers=1, cpus_per_worker=4), nodes)
+    assert workers_that_fit(ClusterSettings(num_workers=3, cpus_per_worker=2), nodes) == 2
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    # Ray's workers work in a folder of their own, so this path means another place to each process.
+    folder = Path("/proc/self/cwd/run")
+    if not folder.parent.exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        command(folder, "--workers", "1", "--address", "local"),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/proc/self/cwd/run is not shared between the nodes of the cluster; give a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_the_run_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": health})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        process = subprocess.Popen(
+            [part for part in command(run, "--workers", "2", "--address", cluster.address) if part != "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        wait_for_state(run, process)
+        cluster.remove_node(node, allow_graceful=False)
+        output, errors = process.communicate(timeout=280)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, errors
+    assert "a worker was lost; starting anew with 1 of 2 workers" in output
+    assert json.loads(torch_load(run / "ckpt.pt")["facts"])["metrics"]["num_steps"] == 240
 
 
 @pytest.mark.parametrize("field", ["num_workers", "cpus_per_worker", "max_failures"])

@@ -1,7 +1,8 @@
 """The same training on many workers, under Ray Train. No other module of training imports ray.
 
-Ray starts the workers, joins them in a process group, and starts them anew when one dies. What is trained, resumed and
-written is `train.train`: every worker runs it, and the run folder is the only memory between two starts.
+Ray starts the workers and joins them in a process group. What is trained, resumed and written is `train.train`: every
+worker runs it, and the run folder is the only memory between two starts. When a worker or a node is lost, the driver
+starts as many workers anew as the nodes that are left can hold.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import os
 import threading
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from parvae.bundle import write_whole
 from parvae.errors import BundleError, DataError, Error, SettingError
 from parvae_pipeline.config import RunSettings
+from parvae_pipeline.device import CPU
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.train import Result, train
 from parvae_pipeline.world import World
@@ -40,10 +43,17 @@ class ClusterSettings:
 
     num_workers: int = 1
     cpus_per_worker: int = 1
+    gpus: bool = False
+    """One GPU for each worker."""
     address: str | None = None
     """Of a running cluster ("auto", "ray://host:10001"); None starts one on this machine."""
     max_failures: int = 3
     """Starts anew after a worker or node was lost."""
+
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """What Ray sets aside for a worker."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.gpus else {})}
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "cpus_per_worker"):
@@ -62,47 +72,96 @@ def train_on_cluster(
 ) -> Result:
     """Train on `cluster.num_workers` workers and leave the same run folder as one process would.
 
-    `log` gets a line for every evaluation. Raises SettingError when the cluster has less than is asked, DataError when
-    the folder is not shared between its nodes.
+    `log` gets a line for every evaluation and every start. Raises SettingError when the cluster has less than is asked,
+    DataError when the folder is not shared between its nodes.
     """
     path = Path(folder).absolute()
     with _connected(cluster):
-        check_resources(cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
-        token = uuid.uuid4().hex
-        write_whole(path / SHARED_NAME, token.encode())
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={
-                "settings": settings.to_toml(),
-                "folder": str(path),
-                "token": token,
-                "cpus_per_worker": cluster.cpus_per_worker,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers, resources_per_worker={"CPU": cluster.cpus_per_worker}
-            ),
-            torch_config=TorchConfig(backend="gloo", timeout_s=GROUP_TIMEOUT_S),
-            run_config=RunConfig(
-                # Ray's own records go beside the run; what they hold is of no use to the next start.
-                name=f"ray-{token[:8]}",
-                storage_path=str(path / "resume"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-            ),
-        )
+        check_resources(cluster, _nodes())
         (path / OUTCOME_NAME).unlink(missing_ok=True)
+        num_workers = cluster.num_workers
         with _following(RunFolder(path), log):
-            trainer.fit()
+            for num_failures in range(cluster.max_failures + 1):
+                try:
+                    _fit(settings, path, cluster, num_workers)
+                    break
+                except TrainingFailedError as error:
+                    _raise_ours(error)
+                    if num_failures == cluster.max_failures:
+                        raise
+                    num_workers = min(cluster.num_workers, workers_that_fit(cluster, _nodes()))
+                    if not num_workers:
+                        raise SettingError(
+                            "a node was lost, and those that are left hold no worker: start a node and give the same "
+                            "command again"
+                        ) from error
+                    log(f"a worker was lost; starting anew with {num_workers} of {cluster.num_workers} workers")
     return _outcome(path / OUTCOME_NAME)
 
 
-def check_resources(cluster: ClusterSettings, available: Mapping[str, float]) -> None:
-    """Raise SettingError when `available` can never hold the workers: Ray would wait for them for ever."""
-    wanted, found = cluster.num_workers * cluster.cpus_per_worker, int(available.get("CPU", 0))
-    if wanted > found:
+def check_resources(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise SettingError when the nodes can never hold the workers: Ray would wait for them for ever."""
+    for kind, each in cluster.resources_per_worker.items():
+        wanted, found = int(cluster.num_workers * each), int(sum(node.get(kind, 0) for node in nodes))
+        if wanted > found:
+            raise SettingError(
+                f"{cluster.num_workers} workers with {int(each)} {kind}s each need {wanted} {kind}s; the cluster "
+                f"has {found}: take fewer workers, fewer {kind}s each, or start more nodes"
+            )
+    fitting = workers_that_fit(cluster, nodes)
+    if fitting < cluster.num_workers:
         raise SettingError(
-            f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each need {wanted} CPUs; the cluster "
-            f"has {found}: take fewer workers, fewer CPUs each, or start more nodes"
+            f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each do not fit the {len(nodes)} nodes "
+            f"of the cluster, which hold {fitting} of them: take fewer CPUs each, or {fitting or 'no'} workers"
         )
+
+
+def workers_that_fit(cluster: ClusterSettings, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers these nodes hold; a worker lives on one node."""
+    return sum(
+        int(min(node.get(kind, 0) // each for kind, each in cluster.resources_per_worker.items())) for node in nodes
+    )
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What every living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _fit(settings: RunSettings, path: Path, cluster: ClusterSettings, num_workers: int) -> None:
+    """One start of the workers, to the end of the run or to the first failure."""
+    token = uuid.uuid4().hex
+    write_whole(path / SHARED_NAME, token.encode())
+    TorchTrainer(
+        _work,
+        train_loop_config={
+            "settings": settings.to_toml(),
+            "folder": str(path),
+            "token": token,
+            "cpus_per_worker": cluster.cpus_per_worker,
+            "gpus": cluster.gpus,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=cluster.gpus, resources_per_worker=cluster.resources_per_worker
+        ),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cluster.gpus else "gloo", timeout_s=GROUP_TIMEOUT_S),
+        run_config=RunConfig(
+            # Ray's own records go beside the run; what they hold is of no use to the next start.
+            name=f"ray-{token[:8]}",
+            storage_path=str(path / "resume"),
+            # Ray would wait without end for a node that is gone: who starts anew, and with how many, is decided here.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+        ),
+    ).fit()
+
+
+def _raise_ours(error: TrainingFailedError) -> None:
+    """Raise the error of ours that a worker ended with, if it was one: starting anew would not mend it."""
+    if isinstance(error, WorkerGroupError):
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)  # Ray wraps what a worker raises
+            if isinstance(cause, Error):
+                raise cause from None
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -114,7 +173,13 @@ def _work(config: dict[str, Any]) -> None:
     world = World.of_this_process()
     settings = RunSettings.from_mapping(tomllib.loads(config["settings"]))
     try:
-        result = train(settings, path, world=world, num_threads=config["cpus_per_worker"])
+        result = train(
+            settings,
+            path,
+            world=world,
+            num_threads=config["cpus_per_worker"],
+            device=get_device() if config["gpus"] else CPU,
+        )
         document: dict[str, Any] = {"result": {**vars(result), "folder": str(path)}}
         document["result"]["checkpoint_path"] = str(result.checkpoint_path)
     except Error as error:

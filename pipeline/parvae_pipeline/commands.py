@@ -34,6 +34,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 @click.option(
     "--cpus-per-worker", default=1, show_default=True, type=click.IntRange(min=1), help="CPUs of each worker."
 )
+@click.option("--gpus", is_flag=True, help="One GPU for each worker.")
 @click.option("--address", help="A running Ray cluster: auto, ray://HOST:10001.  [default: one of its own, if any]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, with its settings.")
 @json_option
@@ -47,6 +48,7 @@ def train(
     label: str | None,
     workers: int,
     cpus_per_worker: int,
+    gpus: bool,
     address: str | None,
     resume: bool,
     as_json: bool,
@@ -54,13 +56,13 @@ def train(
     """Train a variational autoencoder on DATA: Parquet files, folders, globs or URLs.
 
     The same command again resumes a run that was stopped. With one worker and no address everything happens in this
-    process, and Ray is not started.
+    process, on a GPU where there is one, and Ray is not started.
     """
     settings = _settings(data, folder, config, assignments, budget, columns, label, resume)
-    if workers > 1 or address is not None:
+    if workers > 1 or gpus or address is not None:
         from parvae_pipeline.cluster import ClusterSettings, train_on_cluster
 
-        cluster = ClusterSettings(num_workers=workers, cpus_per_worker=cpus_per_worker, address=address)
+        cluster = ClusterSettings(num_workers=workers, cpus_per_worker=cpus_per_worker, gpus=gpus, address=address)
         result = train_on_cluster(settings, folder, cluster, log=lambda line: None if as_json else click.echo(line))
     else:
         from parvae_pipeline.train import train as run_training
