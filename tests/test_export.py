@@ -47,7 +47,7 @@ NUMBERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "spiked": lambda generator, n: np.where(np.arange(n) % 5, 0.1, generator.normal(50.0, 3.0, n)),
     "spiked grid": lambda generator, n: np.where(np.arange(n) % 3, 40, generator.integers(-3, 99, n)),
 }
-KINDS = (*NUMBERS, "category", "boolean", "binary", "embedding", "bytes", "image")
+KINDS = (*NUMBERS, "timestamp", "duration", "category", "boolean", "binary", "embedding", "bytes", "image")
 
 
 def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Array:
@@ -55,6 +55,9 @@ def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Ar
     if kind in NUMBERS:
         values = NUMBERS[kind](generator, num_rows)
         return pa.array(values, mask=generator.random(num_rows) < 0.2 if kind == "nullable" else None)
+    if kind in ("timestamp", "duration"):
+        ticks = pa.array(1_700_000_000_000 + generator.integers(0, 10**10, num_rows))
+        return ticks.cast(pa.timestamp("ms") if kind == "timestamp" else pa.duration("ms"))
     if kind == "category":
         return pa.array([None if value == 3 else f"níveau {value}" for value in generator.integers(0, 6, num_rows)])
     if kind == "boolean":

@@ -33,6 +33,9 @@ FACTS_STRATEGIES: dict[Role, st.SearchStrategy[Facts | None]] = {
     Role.NUMERIC: st.builds(
         NumericFacts, mean=finite, stddev=finite, minimum=finite, maximum=finite, resolution=finite
     ),
+    Role.TIMESTAMP: st.builds(
+        NumericFacts, mean=finite, stddev=finite, minimum=finite, maximum=finite, resolution=finite
+    ),
     Role.CATEGORY: st.builds(
         CategoryFacts, levels=st.lists(st.text(), unique=True).map(tuple), num_unlisted=st.integers(0, 10**9)
     ),
@@ -227,9 +230,10 @@ def test_roles_without_columns_make_no_input() -> None:
         (pa.dictionary(pa.uint32(), pa.large_string(), ordered=True), "text"),
         (pa.dictionary(pa.int8(), pa.int64()), "integer"),
         (pa.dictionary(pa.int8(), pa.decimal128(5, 2)), "floating"),
-        (pa.timestamp("us", tz="UTC"), "other"),
-        (pa.date32(), "other"),
-        (pa.duration("s"), "other"),
+        (pa.timestamp("us", tz="UTC"), "timestamp"),
+        (pa.date32(), "timestamp"),
+        (pa.duration("s"), "duration"),
+        (pa.time64("us"), "time"),
         (pa.month_day_nano_interval(), "other"),
         (pa.binary(), "other"),
         (pa.binary(4), "other"),

@@ -152,8 +152,14 @@ def test_words_are_counted_over_the_values_that_are_there() -> None:
     assert column(["one two three", None, "one"]).mean_words == 2.0
 
 
-def test_dates_are_counted_and_nothing_more() -> None:
-    found = column(pa.array([0, None], pa.timestamp("s")))
+def test_dates_are_seconds() -> None:
+    found = column(pa.array([0, None, 86_400_000], pa.timestamp("ms")))
+    assert (found.num_rows, found.num_nulls, found.family) == (3, 1, "timestamp")
+    assert (found.moments.minimum, found.moments.maximum) == (0.0, 86_400.0)
+
+
+def test_bytes_are_counted_and_nothing_more() -> None:
+    found = column(pa.array([b"x", None]))
     assert (found.num_rows, found.num_nulls, found.family) == (2, 1, "other")
     assert not found.levels
 

@@ -47,7 +47,7 @@ def edge_rows(schema: Schema, rows: Arrays) -> Arrays:
     edges: Arrays = {}
     for block in schema.inputs:
         template = rows[block.name][np.arange(num_rows) % len(rows[block.name])].copy()
-        if block.role is Role.NUMERIC:
+        if block.role in (Role.NUMERIC, Role.TIMESTAMP):
             template[:] = np.array(EXTREMES)[:, None]
         elif block.role is Role.BOOLEAN:
             template[:] = np.array([np.nan, 0.0, 1.0, 0.0, 1.0, np.nan])[:, None]

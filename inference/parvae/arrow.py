@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from parvae.errors import DataError
 from parvae.rows import Arrays, clip_to_integer
 from parvae.schema import Column, ImageFacts, Role, Schema, VectorFacts, canonical_text, check_family, type_family
+from parvae.times import SECONDS_PER_DAY, seconds_from_ticks, ticks_from_seconds, unit_of
+
+TEMPORAL_FAMILIES = ("timestamp", "duration", "time")
 
 
 class ArrowColumns:
@@ -26,6 +29,8 @@ class ArrowColumns:
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
         values = self._checked(column)
+        if column.family in TEMPORAL_FAMILIES:
+            return temporal_seconds(values)
         if values.type != pa.float64():
             values = values.cast(pa.float64(), safe=False)
         return np.asarray(values.to_numpy(), dtype=np.float64)
@@ -45,6 +50,16 @@ class ArrowColumns:
             return _nulls_for(column, len(values))
         check_family(column, type_family(str(values.type)), str(values.type))
         return values
+
+
+def temporal_seconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(n,) seconds of dates, timestamps (in UTC), times or durations; NaN where null."""
+    unit = unit_of(str(values.type))
+    storage = pa.int32() if values.type.bit_width == 32 else pa.int64()
+    ticks = values.cast(storage).cast(pa.int64())
+    whole = np.asarray(pc.fill_null(ticks, 0).to_numpy(), dtype=np.int64)
+    seconds = seconds_from_ticks(whole, unit)
+    return np.where(np.asarray(values.is_null().to_numpy()), np.nan, seconds) if values.null_count else seconds
 
 
 def distinct_levels(values: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
@@ -114,6 +129,9 @@ def arrow_type(column: Column) -> pa.DataType:
         return pa.list_(pa.type_for_alias(element), size)
     if text.startswith("dictionary"):
         return pa.string()
+    zoned = re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", text)
+    if zoned:
+        return pa.timestamp(zoned[1], tz=zoned[2])
     decimal = re.fullmatch(r"decimal(\d+)\((\d+), (-?\d+)\)", text)
     if decimal:
         bits, precision, scale = map(int, decimal.groups())
@@ -129,6 +147,10 @@ def to_array(column: Column, values: NDArray[Any], kind: pa.DataType | None = No
         return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))).cast(kind)
     if pa.types.is_dictionary(kind):
         return to_array(column, values, kind.value_type).dictionary_encode().cast(kind)
+    if type_family(str(kind)) == "time":
+        ticks = ticks_from_seconds(np.clip(values, 0.0, SECONDS_PER_DAY - 1e-6), unit_of(str(kind)))
+        storage = pa.int32() if kind.bit_width == 32 else pa.int64()
+        return pa.array(ticks, mask=np.isnan(values)).cast(storage).cast(kind)
     if pa.types.is_decimal(kind):
         return pa.array(np.round(values, kind.scale), from_pandas=True).cast(kind, safe=False)
     if column.role is Role.NUMERIC and pa.types.is_integer(kind):

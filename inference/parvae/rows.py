@@ -6,6 +6,7 @@ Letters in shapes: n rows, d elements of a vector, (h, w, c) height, width and c
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from parvae.schema import (
     is_null,
     require_columns,
 )
+from parvae.times import numpy_from_seconds, seconds_from_numpy
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -38,7 +40,7 @@ class Columns(Protocol):
     num_rows: int
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
-        """(n,) values, NaN where null."""
+        """(n,) values, NaN where null; dates, times and durations in seconds."""
 
     def truths(self, column: Column) -> NDArray[np.float32]:
         """(n,) 0 or 1, NaN where null."""
@@ -85,8 +87,8 @@ def read_block(block: Input, columns: Columns) -> NDArray[Any]:
             levels, rows = columns.levels(column)
             texts[:, index] = np.array([*levels, ""], dtype=object)[rows]
         return texts
-    if block.role in (Role.NUMERIC, Role.BOOLEAN):
-        read = columns.numbers if block.role is Role.NUMERIC else columns.truths
+    if block.role in (Role.NUMERIC, Role.TIMESTAMP, Role.BOOLEAN):
+        read = columns.truths if block.role is Role.BOOLEAN else columns.numbers
         packed = np.empty((columns.num_rows, len(block.columns)), dtype=block.dtype)
         for index, column in enumerate(block.columns):
             packed[:, index] = read(column)
@@ -116,14 +118,15 @@ def _cast_elements(block: Input, elements: NDArray[Any]) -> NDArray[Any]:
 def rows_from_outputs(schema: Schema, outputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Columns by name from the output tensors of a graph, in the types of the data set.
 
-    Integers come as their own type unless a null forces float64; categories as object arrays with None for null;
+    Integers come as their own type unless a null forces float64; dates and durations as datetime64 and timedelta64,
+    times of day as seconds; categories as object arrays with None for null;
     vectors as (n, d), images as (n, h, w, c).
     """
     columns: Arrays = {}
     for block in schema.inputs:
         values = outputs[block.name]
         for index, column in enumerate(block.columns):
-            packed = block.role in (Role.NUMERIC, Role.BOOLEAN, Role.CATEGORY)
+            packed = block.role in (Role.NUMERIC, Role.TIMESTAMP, Role.BOOLEAN, Role.CATEGORY)
             columns[column.name] = _restore(column, values[:, index] if packed else values)
     return {column.name: columns[column.name] for column in schema if column.is_modelled}
 
@@ -140,6 +143,10 @@ def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
         parse = parsers.get(column.family, str)
         parsed: dict[str, Any] = {text: parse(text) for text in set(values.tolist()) - {NULL_TEXT}}
         return np.array([parsed.get(text) for text in values.tolist()], dtype=object)
+    if column.family == "timestamp":
+        return numpy_from_seconds(values, column.arrow_type, "M")
+    if column.family == "duration":
+        return numpy_from_seconds(values, column.arrow_type, "m")
     present = ~np.isnan(values)
     if column.role is Role.BOOLEAN:
         if present.all():
@@ -250,6 +257,11 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
 
 
 def _floats(column: Column, array: NDArray[Any]) -> NDArray[np.float64]:
+    if array.dtype == object and column.family in ("timestamp", "duration"):
+        kind = "M8[us]" if column.family == "timestamp" else "m8[us]"
+        array = np.array([None if is_null(value) else value for value in array.tolist()], dtype=kind)
+    if array.dtype.kind in "Mm":
+        return seconds_from_numpy(array)
     if array.dtype == object:
         array = np.array([np.nan if is_null(value) else value for value in array.tolist()])
     try:
@@ -267,5 +279,18 @@ def _numpy_family(array: NDArray[Any], column: Column) -> str:
         if known is None:
             return column.family
         array = np.asarray(known)
-    families = {"i": "integer", "u": "integer", "f": "floating", "b": "boolean", "U": "text", "T": "text"}
+        if isinstance(known, (datetime.date, datetime.timedelta)):
+            return "timestamp" if isinstance(known, datetime.date) else "duration"
+    if column.family == "time" and array.dtype.kind in "iuf":  # numpy has no time of day: seconds stand for it
+        return column.family
+    families = {
+        "i": "integer",
+        "u": "integer",
+        "f": "floating",
+        "b": "boolean",
+        "U": "text",
+        "T": "text",
+        "M": "timestamp",
+        "m": "duration",
+    }
     return families.get(array.dtype.kind, "other")

@@ -29,6 +29,7 @@ class Role(StrEnum):
     BOOLEAN = "boolean"
     VECTOR = "vector"
     IMAGE = "image"
+    TIMESTAMP = "timestamp"
     KEY = "key"
     LABEL = "label"
     IGNORED = "ignored"
@@ -103,6 +104,7 @@ FACTS: Mapping[Role, type[Facts]] = {
     Role.BOOLEAN: BooleanFacts,
     Role.VECTOR: VectorFacts,
     Role.IMAGE: ImageFacts,
+    Role.TIMESTAMP: NumericFacts,
 }
 """Roles that are modelled, and the facts that each one needs."""
 
@@ -153,6 +155,15 @@ class Input:
     columns: tuple[Column, ...]
 
 
+_PACKED_DTYPES: Mapping[Role, str] = {
+    Role.NUMERIC: "float64",
+    Role.TIMESTAMP: "float64",
+    Role.BOOLEAN: "float32",
+    Role.CATEGORY: "object",
+}
+"""Roles whose columns share one input tensor. Dates and timestamps are seconds since 1970 UTC, durations seconds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """All columns of a data set, in file order, and the number of rows they were measured on."""
@@ -178,7 +189,7 @@ class Schema:
     def inputs(self) -> tuple[Input, ...]:
         """The input tensors of the graphs: scalars packed by role, then one tensor a vector column, then the images."""
         blocks: list[Input] = []
-        for role, dtype in ((Role.NUMERIC, "float64"), (Role.BOOLEAN, "float32"), (Role.CATEGORY, "object")):
+        for role, dtype in _PACKED_DTYPES.items():
             columns = tuple(column for column in self.columns if column.role is role)
             if columns:
                 blocks.append(
@@ -235,7 +246,7 @@ def _column_from_json(entry: Mapping[str, Any]) -> Column:
 
 
 def type_family(arrow_type: str) -> str:
-    """The family of an Arrow type: integer, floating, text, boolean, list or other.
+    """The family of an Arrow type: integer, floating, text, boolean, timestamp, duration, time, list or other.
 
     >>> type_family("dictionary<values=string, indices=int32, ordered=0>")
     'text'
@@ -253,11 +264,15 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "floating": ("halffloat", "float", "double", "decimal"),
     "text": ("string", "large_string", "string_view"),
     "boolean": ("bool",),
+    "timestamp": ("timestamp", "date32", "date64"),
+    "duration": ("duration",),
+    "time": ("time32", "time64"),
     "list": ("list", "large_list", "fixed_size_list", "extension<arrow.fixed_shape_tensor"),
 }
 
 _FITTING_FAMILIES: Mapping[Role, frozenset[str]] = {
     Role.NUMERIC: frozenset({"integer", "floating"}),
+    Role.TIMESTAMP: frozenset({"timestamp"}),
     Role.BOOLEAN: frozenset({"boolean"}),
     Role.VECTOR: frozenset({"list"}),
     Role.IMAGE: frozenset({"list"}),
@@ -270,6 +285,8 @@ def check_family(column: Column, family: str, found: str) -> None:
         # pandas turns an integer column with nulls into floats: 3.0 and 3 are the same level.
         numbers = frozenset({"integer", "floating"})
         allowed = numbers if column.family in numbers else frozenset({column.family})
+    elif column.family in ("duration", "time"):
+        allowed = frozenset({column.family})
     else:
         allowed = _FITTING_FAMILIES[column.role]
     if family not in allowed:

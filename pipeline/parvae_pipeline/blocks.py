@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from parvae.errors import SettingError
 from parvae.schema import (
     FIRST_LEVEL_CODE,
     NULL_CODE,
@@ -29,8 +30,17 @@ from parvae.schema import (
     VectorFacts,
 )
 from parvae_pipeline.block import MAX_ENCODER_UNITS, MAX_STANDARD_UNITS, Block, Presence
-from parvae_pipeline.likelihoods import Bernoulli, Categorical, DiscretizedLogistic, SharedGaussian
+from parvae_pipeline.likelihoods import (
+    Bernoulli,
+    Categorical,
+    CrossEntropy,
+    DiscretizedLogistic,
+    Likelihood,
+    SharedGaussian,
+    UnitGaussian,
+)
 from parvae_pipeline.numeric_block import NumericBlock
+from parvae_pipeline.time_block import TimestampBlock
 
 
 class BooleanBlock(Block):
@@ -38,7 +48,7 @@ class BooleanBlock(Block):
 
     shares: Tensor
 
-    def __init__(self, block: Input, num_rows: int) -> None:
+    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
         super().__init__(block)
         shares = [column.facts_as(BooleanFacts).share_true for column in block.columns]
         self.register_buffer("shares", torch.tensor(shares))
@@ -64,7 +74,7 @@ class CategoryBlock(Block):
 
     offsets: Tensor
 
-    def __init__(self, block: Input, num_rows: int) -> None:
+    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
         super().__init__(block)
         facts = [column.facts_as(CategoryFacts) for column in block.columns]
         num_codes = torch.tensor([FIRST_LEVEL_CODE + len(fact.levels) for fact in facts])
@@ -101,14 +111,22 @@ class CategoryBlock(Block):
 class VectorBlock(Block):
     """One vector column: 0/1 elements Bernoulli, whole numbers to 255 discretised logistic, others shared Gaussian."""
 
-    def __init__(self, block: Input, num_rows: int) -> None:
+    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
         super().__init__(block)
         facts = block.columns[0].facts_as(VectorFacts)
         self.is_binary = facts.is_binary
         self.is_uint8 = facts.element == "uint8"
         self.mean_element, self.stddev_element = facts.mean, facts.stddev or 1.0
         self.num_values = self.num_features = facts.size
-        if facts.is_binary:
+        if likelihood == "bce" and not (facts.is_binary or self.is_uint8):
+            raise SettingError(
+                f"model.likelihood is 'bce', which needs numbers from 0 to 1, or bytes; vector column {block.name!r} "
+                "has others: take 'auto' or 'mse'"
+            )
+        if likelihood != "auto":
+            high = 1.0 if facts.is_binary else 255.0
+            self.likelihood = _textbook(likelihood, facts.size, self._target_moments(), high)
+        elif facts.is_binary:
             self.likelihood = Bernoulli(facts.size, num_rows=num_rows)
         elif self.is_uint8:
             self.likelihood = DiscretizedLogistic(facts.size, mean=facts.mean, stddev=self.stddev_element)
@@ -129,8 +147,12 @@ class VectorBlock(Block):
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         if self.is_binary or self.is_uint8:
-            return values.to(torch.uint8) if self.is_uint8 else values
+            return torch.round(values).clamp(0.0, 255.0).to(torch.uint8) if self.is_uint8 else values
         return values * self.stddev_element + self.mean_element
+
+    def _target_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of the targets."""
+        return (self.mean_element, self.stddev_element) if self.is_binary or self.is_uint8 else (0.0, 1.0)
 
     def _standardised(self, values: Tensor) -> Tensor:
         return (values - self.mean_element) / self.stddev_element
@@ -139,13 +161,16 @@ class VectorBlock(Block):
 class ImageBlock(Block):
     """One image column (B, H, W, C) uint8: discretised logistic for every pixel, in channel-first order inside."""
 
-    def __init__(self, block: Input, num_rows: int) -> None:
+    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
         super().__init__(block)
         facts = block.columns[0].facts_as(ImageFacts)
         self.height, self.width, self.channels = facts.height, facts.width, facts.channels
         self.num_values = self.num_features = facts.height * facts.width * facts.channels
         self.mean_pixel, self.stddev_pixel = facts.mean, facts.stddev or 1.0
-        self.likelihood = DiscretizedLogistic(self.num_values, mean=self.mean_pixel, stddev=self.stddev_pixel)
+        if likelihood != "auto":
+            self.likelihood = _textbook(likelihood, self.num_values, (self.mean_pixel, self.stddev_pixel), 255.0)
+        else:
+            self.likelihood = DiscretizedLogistic(self.num_values, mean=self.mean_pixel, stddev=self.stddev_pixel)
 
     def target(self, raw: Tensor) -> tuple[Tensor, None]:
         return raw.permute(0, 3, 1, 2).reshape(-1, self.num_values).float(), None
@@ -155,11 +180,17 @@ class ImageBlock(Block):
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         pixels = values.reshape(-1, self.channels, self.height, self.width).permute(0, 2, 3, 1)
-        return pixels.to(torch.uint8)
+        return torch.round(pixels).clamp(0.0, 255.0).to(torch.uint8)
+
+
+def _textbook(name: str, size: int, moments: tuple[float, float], high: float) -> Likelihood:
+    """The likelihood that a setting names in place of the one that fits the data."""
+    return CrossEntropy(size, high=high) if name == "bce" else UnitGaussian(size, mean=moments[0], stddev=moments[1])
 
 
 BLOCKS: Mapping[Role, type[NumericBlock | BooleanBlock | CategoryBlock | VectorBlock | ImageBlock]] = {
     Role.NUMERIC: NumericBlock,
+    Role.TIMESTAMP: TimestampBlock,
     Role.BOOLEAN: BooleanBlock,
     Role.CATEGORY: CategoryBlock,
     Role.VECTOR: VectorBlock,

@@ -156,6 +156,13 @@ def _print_plan(plan: Plan) -> None:
     ignored = [column for column in plan.schema if column.role.value == "ignored" and "--columns" not in column.reason]
     for column in ignored:
         click.echo(f"warning: column {column.name!r} is ignored: {column.reason}", err=True)
+    from parvae_pipeline.roles import LABEL_WARNING
+
+    for column in plan.schema:
+        if LABEL_WARNING in column.reason:
+            click.echo(
+                f"warning: column {column.name!r} is {LABEL_WARNING}; --label {column.name} keeps it out", err=True
+            )
 
 
 def _print_report(report: Report) -> None:

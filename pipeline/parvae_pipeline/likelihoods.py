@@ -106,44 +106,49 @@ class SharedGaussian(nn.Module):
 
 
 class UnitGaussian(nn.Module):
-    """Gaussian of scale 1: the textbook squared error, half of it for every value, and a constant."""
+    """Gaussian of one standard deviation of the data: the textbook squared error, half of it, and a constant.
 
-    def __init__(self, size: int) -> None:
+    `mean` and `stddev` are those of the targets.
+    """
+
+    def __init__(self, size: int, *, mean: float = 0.0, stddev: float = 1.0) -> None:
         super().__init__()
         self.num_parameters = self.num_noise = size
+        self.data_mean, self.data_stddev = mean, stddev
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
-        return -0.5 * ((target - parameters).square() + LOG_TWO_PI)
+        return -0.5 * (((target - self.data_mean) / self.data_stddev - parameters).square() + LOG_TWO_PI)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return parameters
+        return parameters * self.data_stddev + self.data_mean
 
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        return parameters + noise
+        return self.mean(parameters + noise)
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        return mean_and_spread(target, present)[0]
+        return mean_and_spread((target - self.data_mean) / self.data_stddev, present)[0]
 
 
 class CrossEntropy(nn.Module):
-    """The textbook binary cross-entropy of values from 0 to 1; a density only where they are 0 or 1."""
+    """The textbook binary cross-entropy of values from 0 to `high`; a density only where they are 0 or `high`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, high: float = 1.0) -> None:
         super().__init__()
         self.num_parameters = self.num_noise = size
+        self.high = high
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
-        return target * parameters - functional.softplus(parameters)
+        return target / self.high * parameters - functional.softplus(parameters)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        return torch.sigmoid(parameters)
+        return self.high * torch.sigmoid(parameters)
 
     def draw(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        # Its users look at the expected value: what they model is grey, and a draw would be 0 or 1.
-        return torch.sigmoid(parameters) + 0.0 * noise
+        # Its users look at the expected value: what they model is grey, and a draw would be black or white.
+        return self.mean(parameters) + 0.0 * noise
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        share = mean_and_spread(target, present)[0].clamp(1e-3, 1.0 - 1e-3)
+        share = mean_and_spread(target / self.high, present)[0].clamp(1e-3, 1.0 - 1e-3)
         return torch.log(share) - torch.log1p(-share)
 
 

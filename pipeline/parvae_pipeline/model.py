@@ -24,6 +24,9 @@ SCORE_PAIRS = 2
 """Pairs of points that a score averages over; each costs two decodings. On binarised MNIST the score of a row is off
 the ELBO by 2.5 nats with one pair, 1.8 with two and 1.4 with four (a single random code: 5.3)."""
 
+AUTOENCODER_LOG_VARIANCE = -60.0
+"""The codes of an autoencoder have no spread: 1e-13 stands for it."""
+
 RawBatch = Mapping[str, Tensor]
 """Input tensors by block name: what the graphs take, with codes in place of strings."""
 
@@ -38,6 +41,10 @@ class Architecture:
     width: int
     depth: int
     channels: int
+    likelihood: str = "auto"
+    """auto, or the textbook loss that takes the place of the densities of numbers, vectors and images: mse, bce."""
+    kind: str = "vae"
+    """vae, or autoencoder: codes without noise, and a prior that learns where they lie but does not move them."""
 
     def __post_init__(self) -> None:
         for kind, name, table in (("network", self.network, NETWORKS), ("prior", self.prior, PRIORS)):
@@ -65,7 +72,9 @@ class VariationalAutoencoder(nn.Module):
     def __init__(self, schema: Schema, architecture: Architecture) -> None:
         super().__init__()
         self.schema, self.architecture = schema, architecture
-        blocks: list[Block] = [BLOCKS[block.role](block, schema.num_rows) for block in schema.inputs]
+        blocks: list[Block] = [
+            BLOCKS[block.role](block, schema.num_rows, architecture.likelihood) for block in schema.inputs
+        ]
         # `schema.inputs` puts images last, where the image network looks for its image.
         self.blocks = nn.ModuleList(blocks)
         encoder, decoder = NETWORKS[architecture.network]
@@ -105,6 +114,8 @@ class VariationalAutoencoder(nn.Module):
         features = torch.cat([block.features(raw[block.name]) for block in self.column_blocks], dim=1)
         with self._layer_arithmetic():
             mean, log_variance = self.encoder(features)
+        if self.architecture.kind == "autoencoder":
+            return mean.float(), torch.full_like(mean.float(), AUTOENCODER_LOG_VARIANCE)
         return mean.float(), log_variance.float()
 
     def elbo_terms(self, raw: RawBatch, noise: Tensor) -> ElboTerms:
@@ -123,6 +134,8 @@ class VariationalAutoencoder(nn.Module):
 
     def terms_at(self, raw: RawBatch, mean: Tensor, log_variance: Tensor, steps: Tensor) -> ElboTerms:
         """The terms of the ELBO, averaged over the codes mean + step * stddev for S `steps` (S, B or 1, L)."""
+        if self.architecture.kind == "autoencoder":
+            return ElboTerms(self.column_nats(raw, mean), -self.prior.log_prob(mean.detach()))
         stddev = torch.exp(0.5 * log_variance)
         codes = [mean + step * stddev for step in steps.unbind(0)]
         nats = [self.column_nats(raw, z) for z in codes]

@@ -52,7 +52,12 @@ def numeric_facts(column: ColumnStatistics) -> tuple[NumericFacts, str]:
     kurtosis = max(shape.kurtosis, _kurtosis_of_extremes(column.moments) if not atoms else 0.0)
     step = _step(column)
     transform = "none"
-    if column.moments.minimum >= 0 and (kurtosis > TAIL_KURTOSIS or _tail_ratio(values, counts) > TAIL_RATIO):
+    is_date = column.family == "timestamp"  # its zero is a convention
+    if (
+        not is_date
+        and column.moments.minimum >= 0
+        and (kurtosis > TAIL_KURTOSIS or _tail_ratio(values, counts) > TAIL_RATIO)
+    ):
         logs = _shape(signed_log(values), counts)
         if logs.kurtosis < 0.5 * kurtosis:
             transform, shape, kurtosis = "log1p", logs, logs.kurtosis

@@ -6,6 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
+from parvae.arrow import TEMPORAL_FAMILIES
 from parvae.errors import DataError, SettingError, listed
 from parvae.schema import (
     BooleanFacts,
@@ -27,6 +30,11 @@ MAX_CODES = 20
 """Distinct whole numbers, and at least 100 rows for each, that read as codes and not as a quantity."""
 KEY_SHARE = 0.999
 KEY_NAME = re.compile(r"(?i)^(id|uuid|guid|key|.*_id|.*_uuid|.*_key)$")
+LABEL_NAME = re.compile(r"(?i)^(label|target|class|y|(is_)?(anomaly|outlier|fraud))$")
+LABEL_WARNING = "named like a label, and modelled"
+MIN_LEVEL_ROWS, MIN_ROWS_FOR_RARE, MAX_RARE_SHARE = 5, 1_000, 0.01
+"""From 1,000 rows on levels with fewer than 5 are too rare to learn: where together they take no more than this share,
+they count as one, which is unseen."""
 FREE_TEXT_WORDS = 3.0
 MIN_IMAGE_SIDE = 8
 MIN_ROWS = 10
@@ -83,8 +91,12 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
     else:
         role, reason = _suggest(statistics)
     facts = _facts(statistics, role)
-    if role is Role.NUMERIC:
+    if role in (Role.NUMERIC, Role.TIMESTAMP):
         reason = f"{reason}; {numeric_facts(statistics)[1]}"
+    if isinstance(facts, CategoryFacts) and facts.num_unlisted:
+        reason = f"{reason}; {facts.num_unlisted:,} rows with rarer values count as unseen"
+    if facts is not None and LABEL_NAME.match(statistics.name):
+        reason = f"{reason}; {LABEL_WARNING}, --label {statistics.name} keeps it out"
     return Column(
         name=statistics.name,
         role=role,
@@ -101,6 +113,8 @@ def _suggest(column: ColumnStatistics) -> tuple[Role, str]:
         return Role.IGNORED, "every value is null; fill it or leave it out"
     if column.family in ("integer", "floating"):
         return _suggest_number(column)
+    if column.family in TEMPORAL_FAMILIES:
+        return _suggest_time(column)
     if column.family == "text":
         return _suggest_text(column)
     if column.family == "boolean":
@@ -127,6 +141,17 @@ def _suggest_number(column: ColumnStatistics) -> tuple[Role, str]:
     return Role.NUMERIC, f"{noun} from {column.moments.minimum:g} to {column.moments.maximum:g}{infinite}"
 
 
+def _suggest_time(column: ColumnStatistics) -> tuple[Role, str]:
+    low, high = column.moments.minimum, column.moments.maximum
+    if column.family == "timestamp":
+        first, last = (np.datetime_as_string(np.datetime64(math.floor(edge), "s")) for edge in (low, high))
+        return Role.TIMESTAMP, f"from {first} to {last} UTC, with day, week and year for the encoder"
+    return (
+        Role.NUMERIC,
+        f"{'durations' if column.family == 'duration' else 'times of day'} in seconds, {low:g} to {high:g}",
+    )
+
+
 def _are_codes(column: ColumnStatistics) -> bool:
     few = len(column.levels) <= max(2, min(MAX_CODES, column.num_rows // 100)) and not column.overflowed
     return few and column.moments.are_whole and column.moments.minimum >= 0
@@ -138,6 +163,8 @@ def _suggest_text(column: ColumnStatistics) -> tuple[Role, str]:
         return Role.CATEGORY, f"always {next(iter(column.levels))!r}: kept as a check"
     if column.distinct_share >= KEY_SHARE and column.num_rows > MIN_ROWS:
         return Role.KEY, "every value is distinct"
+    if KEY_NAME.match(column.name) and column.distinct_share > 0.5:
+        return Role.KEY, "named like an identifier, and mostly distinct"
     if num_levels <= MAX_LEVELS and num_levels <= max(20, MAX_LEVEL_SHARE * column.num_rows):
         return Role.CATEGORY, f"{num_levels} distinct values"
     if column.mean_words >= FREE_TEXT_WORDS:
@@ -168,13 +195,21 @@ def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
 def _facts(column: ColumnStatistics, role: Role) -> Facts | None:
     """The facts of a column in a role; SettingError when its values cannot play it."""
     moments = column.moments
+    if role is Role.TIMESTAMP:
+        _require(column, role, column.family == "timestamp" and moments.count > 0, "dates or timestamps")
+        return numeric_facts(column)[0]
     if role is Role.NUMERIC:
-        _require(column, role, column.family in ("integer", "floating") and moments.count > 0, "finite numbers")
+        fits = column.family in ("integer", "floating", "duration", "time") and moments.count > 0
+        _require(column, role, fits, "finite numbers")
         return numeric_facts(column)[0]
     if role is Role.CATEGORY:
         fits = column.family in ("integer", "floating", "text", "boolean") and len(column.levels) > 0
         _require(column, role, fits, "text, numbers or true and false")
         kept = column.levels.most_common(MAX_LEVELS)
+        common = [(level, count) for level, count in kept if count >= MIN_LEVEL_ROWS]
+        num_rare = column.levels.total() - sum(count for _, count in common)
+        if column.num_rows >= MIN_ROWS_FOR_RARE and num_rare <= MAX_RARE_SHARE * column.num_rows:
+            kept = common
         listed_rows = sum(count for _, count in kept)
         num_unlisted = column.num_rows - column.num_nulls - listed_rows
         return CategoryFacts(levels=tuple(level for level, _ in kept), num_unlisted=max(0, num_unlisted))

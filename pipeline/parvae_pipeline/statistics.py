@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from parvae.arrow import distinct_levels, list_elements
+from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, list_elements, temporal_seconds
 from parvae.errors import DataError
 from parvae.schema import NULL_TEXT, type_family
 
@@ -134,7 +134,7 @@ class ColumnStatistics:
     def _add(self, values: pa.ChunkedArray) -> None:
         self.num_rows += len(values)
         self.num_nulls += values.null_count
-        if self.family in ("integer", "floating"):
+        if self.family in ("integer", "floating", *TEMPORAL_FAMILIES):
             self._add_numbers(values)
         elif self.family in ("text", "boolean"):
             self._add_levels(values)
@@ -157,6 +157,8 @@ class ColumnStatistics:
 
     def _add_numbers(self, values: pa.ChunkedArray) -> None:
         present = values.drop_null()
+        if self.family in TEMPORAL_FAMILIES:
+            present = pa.chunked_array([temporal_seconds(present)])
         if pa.types.is_integer(present.type):
             numbers = np.asarray(present.to_numpy())
         else:

@@ -202,11 +202,13 @@ def choose_architecture(settings: ModelSettings, schema: Schema) -> Architecture
     width = settings.width or (256 if schema.num_rows < 50_000 else 512)
     return Architecture(
         network=choose_network(schema) if settings.network == "auto" else settings.network,
-        prior=choose_prior(schema) if settings.prior == "auto" else settings.prior,
+        prior=choose_prior(schema, settings.kind) if settings.prior == "auto" else settings.prior,
         latent_size=settings.latent_size or choose_latent_size(schema),
         width=width,
         depth=settings.depth,
         channels=settings.channels,
+        likelihood=settings.likelihood,
+        kind=settings.kind,
     )
 
 
@@ -216,9 +218,9 @@ def choose_network(schema: Schema) -> str:
     return "image" if images and min(images[-1].height, images[-1].width) >= MIN_CONVOLUTION_SIDE else "table"
 
 
-def choose_prior(schema: Schema) -> str:
-    """A learned prior where there are rows enough to learn it from."""
-    return "realnvp" if schema.num_rows >= MIN_ROWS_FOR_FLOW else "normal"
+def choose_prior(schema: Schema, kind: str = "vae") -> str:
+    """A learned prior where there are rows enough to learn it from, and where nothing else gives codes a shape."""
+    return "realnvp" if kind == "autoencoder" or schema.num_rows >= MIN_ROWS_FOR_FLOW else "normal"
 
 
 def choose_latent_size(schema: Schema) -> int:
