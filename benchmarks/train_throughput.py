@@ -80,7 +80,8 @@ def main() -> None:
     finish(figures, as_json=options.json)
 
 
-def _settings(data: Path, *, memory_budget_mb: float = 4096.0, **train: Any) -> RunSettings:
+def settings_for(data: Path, *, memory_budget_mb: float = 4096.0, **train: Any) -> RunSettings:
+    """A run on one thread a process, as short as its other settings say."""
     document: Mapping[str, Any] = {
         "data": {
             "paths": [str(data)],
@@ -97,7 +98,7 @@ def _settings(data: Path, *, memory_budget_mb: float = 4096.0, **train: Any) -> 
 def _ours(
     data: Path, num_steps: int, waits: list[float], *, precision: str = "auto", memory_budget_mb: float = 4096.0
 ) -> float:
-    settings = _settings(
+    settings = settings_for(
         data, memory_budget_mb=memory_budget_mb, max_steps=num_steps, batch_size=BATCH_SIZE, precision=precision
     )
     begun_s: list[float] = []
@@ -114,7 +115,7 @@ def _ours(
 def _workers(data: Path, num_steps: int, num_workers: int, nats: dict[int, float]) -> float:
     """Rows a second of processes of one thread each; their last validation ELBO goes to `nats`."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (num_workers, _settings(data, max_steps=num_steps, batch_size=GLOBAL_BATCH_SIZE), folder)
+        arguments = (num_workers, settings_for(data, max_steps=num_steps, batch_size=GLOBAL_BATCH_SIZE), folder)
         torch.multiprocessing.spawn(_work, arguments, nprocs=num_workers)
         outcome = json.loads((Path(folder) / "outcome.json").read_text())
     nats[num_workers] = outcome["nats"]
@@ -139,8 +140,8 @@ def _work(rank: int, num_workers: int, settings: RunSettings, folder: str) -> No
     torch.distributed.destroy_process_group()
 
 
-def _rows_and_network(data: Path) -> tuple[torch.Tensor, VariationalAutoencoder]:
-    """All rows as float32 (n, 784), and a network of the same size as ours."""
+def rows_and_network(data: Path) -> tuple[torch.Tensor, VariationalAutoencoder]:
+    """All rows of a file as float32 (n, 784), and a network of the same size as ours."""
     table = pq.read_table(data)
     schema = infer_schema(statistics_of(table), overrides={"label": "ignored"}, label=None)
     ((_, rows),) = encode(schema, table).items()
@@ -149,7 +150,7 @@ def _rows_and_network(data: Path) -> tuple[torch.Tensor, VariationalAutoencoder]
 
 
 def _by_hand(data: Path, num_steps: int) -> float:
-    rows, model = _rows_and_network(data)
+    rows, model = rows_and_network(data)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     batches = MemoryReader({"x": rows.numpy()}, batch_size=BATCH_SIZE, seed=0).batches(0)
     started_s = time.perf_counter()
@@ -172,7 +173,7 @@ def _pythae(data: Path, num_steps: int) -> float:
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-    rows, network = _rows_and_network(data)
+    rows, network = rows_and_network(data)
 
     class Encoder(BaseEncoder):  # type: ignore[misc]
         def __init__(self) -> None:

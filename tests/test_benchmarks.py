@@ -16,6 +16,7 @@ FIGURES = {
     "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},
     "anomaly.py": {"parvae_clean_auroc", "knn_clean_auroc", "sets"},
     "synthesis.py": {"real_auc", "ours_column_shapes", "ours_pair_trends", "ours_auc", "ours_lost_categories"},
+    "gpu.py": {"num_cuda_devices"},
     "elbo.py": {"graph_nats", "torch_nats", "difference_nats", "sampled_nats"},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_a_damaged_footer_is_named_among_good_files(tmp_path: Path) -> None:
     Path(paths[13]).write_bytes(Path(paths[13]).read_bytes()[:-5])
     with pytest.raises(DataError, match=rf"{paths[13]} cannot be read as Parquet .*; replace it or leave it out"):
         plan_units(find_files(paths))
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs the users of POSIX")
+def test_a_file_that_may_not_be_read_is_named_among_good_files() -> None:
+    me = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folder is closed to other users
+        paths = numbered_files(Path(folder), [[3], [4], [5]])
+        Path(folder).chmod(0o755)
+        Path(paths[1]).chmod(0)
+        try:
+            if me == 0:
+                os.seteuid(65534)  # root may read everything
+            with pytest.raises(DataError, match=rf"{paths[1]} cannot be read as Parquet .*Permission denied"):
+                plan_units(find_files(paths))
+        finally:
+            os.seteuid(me)
 
 
 # Files that change
