@@ -15,6 +15,14 @@ class BundleError(Error, ValueError):
     """A bundle or checkpoint that is damaged, too new, or not one at all."""
 
 
+class CorruptFileError(Error, ValueError):
+    """A compressed file that is damaged, cut short, or not one at all."""
+
+
+class WrongModelError(Error, ValueError):
+    """A compressed file that needs another model than the one given."""
+
+
 class SettingError(Error, ValueError):
     """A setting or argument outside what is allowed."""
 
