@@ -116,7 +116,12 @@ def sample(model: str, num_rows: int, output: Path, seed: int, pixel_noise: bool
 @click.argument("file", type=click.Path())
 @json_option
 def info(file: str, as_json: bool) -> None:
-    """Say what a bundle holds: figures, columns, how it was made."""
+    """Say what a bundle or a .vaez file holds: figures, columns, how it was made."""
+    if file.endswith(".vaez"):
+        from parvae.vaez.commands import describe as describe_vaez
+
+        print_result(describe_vaez(file), as_json=as_json)
+        return
     from parvae.bundle import read_bundle
     from parvae.selftest import describe
 

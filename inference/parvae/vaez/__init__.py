@@ -1,0 +1,1 @@
+"""Compressed tables: the file format `.vaez`, described in inference/VAEZ.md."""

@@ -1,0 +1,203 @@
+"""Whole numbers as symbols: bins of the widths that the numbers themselves ask for, and frequencies in few bits.
+
+A bin covers 2**bits numbers from its start: its index is a symbol for the entropy coder, the place inside it is `bits`
+uniform bits. Bins are the leaves of the binary tree over all numbers that codes these numbers in the fewest bits, so
+one rule serves twelve levels of a category, money with a spike at zero, and the bit patterns of floats.
+
+Letters in shapes: n numbers, S bins, T tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parvae.errors import CorruptFileError
+from parvae.rans import MAX_SYMBOLS, NUM_SLOTS, Decoder, Part, Tables
+
+BIN_COST_BITS = 14.0
+"""About what one more bin costs in the tables of a block."""
+UNIFORM = Tables(np.array([np.arange(256) < 1 << bits for bits in range(9)]) * (NUM_SLOTS >> np.arange(9))[:, None])
+"""Table `bits` gives 2**bits symbols the same frequency: for bits that nothing is known of."""
+MAX_SINGLES = 64
+"""So few distinct numbers have a bin each, also where all are as frequent: other columns may tell them apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """Bins that do not overlap, by rising start; every number they were fitted to lies in one."""
+
+    base: int
+    """What is subtracted first: the smallest number."""
+    starts: NDArray[np.uint64]
+    """(S,) distances from `base`."""
+    bits: NDArray[np.uint8]
+    """(S,) width of each bin as a power of two."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def symbols_of(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """(n,) the bin of each number, and (n,) its place inside the bin."""
+        distances = _distances(numbers, self.base)
+        symbols = np.searchsorted(self.starts, distances, side="right") - 1
+        return symbols.astype(np.uint8), distances - self.starts[symbols]
+
+    def numbers_at(self, symbols: NDArray[np.uint8], places: NDArray[np.uint64] | None) -> NDArray[np.int64]:
+        """(n,) the numbers that `symbols_of` took apart; no places means 0 everywhere."""
+        distances = self.starts[symbols] if places is None else self.starts[symbols] + places
+        numbers: NDArray[np.int64] = (distances + np.uint64(self.base % (1 << 64))).view(np.int64)
+        return numbers
+
+    def place_parts(self, symbols: NDArray[np.uint8], places: NDArray[np.uint64]) -> list[Part]:
+        """The places as uniform symbols of at most 8 bits, lowest bits first; numbers whose bin is through drop out."""
+        parts = []
+        for low, chosen, width in self._rounds(symbols):
+            values = (places[chosen] >> np.uint64(low)) & np.uint64(0xFF)
+            parts.append(Part(symbols=values.astype(np.uint8), tables=UNIFORM, table_index=width))
+        return parts
+
+    def read_places(self, decoder: Decoder, symbols: NDArray[np.uint8]) -> NDArray[np.uint64] | None:
+        """The places that `place_parts` wrote; None when every bin holds one number."""
+        places: NDArray[np.uint64] | None = None
+        for low, chosen, width in self._rounds(symbols):
+            values = decoder.read(len(width), UNIFORM, width).astype(np.uint64)
+            if places is None:
+                places = np.zeros(len(symbols), np.uint64)
+            places[chosen] |= values << np.uint64(low)
+        return places
+
+    def _rounds(self, symbols: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.bool_], NDArray[np.uint8]]]:
+        """For bits 0, 8, ...: (n,) numbers that still have bits there, and how many (at most 8) each of them has."""
+        if not self.bits.any():
+            return []
+        remaining = self.bits[symbols].astype(np.int64)
+        rounds = []
+        for low in range(0, int(remaining.max(initial=0)), 8):
+            chosen = remaining > low
+            rounds.append((low, chosen, np.minimum(8, remaining[chosen] - low).astype(np.uint8)))
+        return rounds
+
+    def to_bytes(self) -> bytes:
+        """u8 S - 1 | i64 base | S bytes of bits | S gaps between the end of a bin and the next start, 7 bits a byte."""
+        ends = np.concatenate([[np.uint64(0)], (self.starts + (np.uint64(1) << self.bits.astype(np.uint64)))[:-1]])
+        gaps = b"".join(_varint(int(gap)) for gap in self.starts - ends)
+        return bytes([len(self) - 1]) + self.base.to_bytes(8, "little", signed=True) + self.bits.tobytes() + gaps
+
+    @classmethod
+    def from_bytes(cls, content: bytes, position: int) -> tuple[Bins, int]:
+        """The bins that `to_bytes` wrote at `position`, and where they end."""
+        size = content[position] + 1
+        base = int.from_bytes(content[position + 1 : position + 9], "little", signed=True)
+        bits = np.frombuffer(content, np.uint8, size, position + 9)
+        position += 9 + size
+        starts, end = [], 0
+        for width in bits.tolist():
+            gap, position = _read_varint(content, position)
+            starts.append(end + gap)
+            end += gap + (1 << width)
+        if end > 1 << 64:
+            raise CorruptFileError("the bins of a column reach beyond 64 bits; the file is damaged")
+        return cls(base, np.array(starts, np.uint64), bits), position
+
+
+def fit_bins(numbers: NDArray[np.int64]) -> tuple[Bins, float]:
+    """The bins that code `numbers` (n,), n > 0, in the fewest bits, and about how many that is, tables included."""
+    base = int(numbers.min())
+    distances, counts = np.unique(_distances(numbers, base), return_counts=True)
+    if len(distances) <= MAX_SINGLES and len(numbers) >= 16 * len(distances):
+        num_bits = float(np.sum(counts * np.log2(len(numbers) / counts))) + BIN_COST_BITS * len(distances)
+        return Bins(base, distances, np.zeros(len(distances), np.uint8)), num_bits
+    bin_cost = BIN_COST_BITS
+    while True:
+        bins, num_bits = _cheapest_tree(base, distances, counts.astype(np.float64), bin_cost)
+        if len(bins) <= MAX_SYMBOLS:
+            return bins, num_bits
+        bin_cost *= 2.0
+
+
+def _cheapest_tree(
+    base: int, keys: NDArray[np.uint64], counts: NDArray[np.float64], bin_cost: float
+) -> tuple[Bins, float]:
+    """Dynamic programming from single numbers up: a node becomes one bin where its two halves would cost more."""
+    total = counts.sum()
+    cost = counts * np.log2(total / counts) + bin_cost
+    is_bin = np.ones(len(keys), bool)
+    layers = []
+    while len(keys) > 1:
+        is_first = np.concatenate([[True], np.diff(keys >> np.uint64(1)) != 0])
+        layers.append((keys, is_bin, np.cumsum(is_first) - 1))
+        first = np.flatnonzero(is_first)
+        keys = keys[first] >> np.uint64(1)
+        counts = np.add.reduceat(counts, first)
+        halves = np.add.reduceat(cost, first)
+        whole = counts * (np.log2(total / counts) + len(layers)) + bin_cost
+        is_bin = (whole <= halves) & (len(layers) < 64)
+        cost = np.where(is_bin, whole, halves)
+    starts, bits = [], []
+    active = np.ones(1, bool)
+    for level in range(len(layers), -1, -1):
+        found = active & is_bin
+        starts.append(keys[found] << np.uint64(level))
+        bits.append(np.full(int(found.sum()), level, np.uint8))
+        if level:
+            is_open = active & ~is_bin
+            keys, is_bin, parent_of = layers[level - 1]
+            active = is_open[parent_of]
+    all_starts, all_bits = np.concatenate(starts), np.concatenate(bits)
+    order = np.argsort(all_starts)
+    return Bins(base, all_starts[order], all_bits[order]), float(cost[0])
+
+
+def levels_of(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Counts rounded to 4 steps an octave, as one byte each: 0 is 0, counts to 8 are exact."""
+    mantissas, exponents = np.frexp(counts.astype(np.float64))
+    levels = 1 + 4 * (exponents - 1) + np.rint(8 * mantissas - 4)
+    return np.where(counts > 0, levels, 0).astype(np.uint8)
+
+
+def tables_from(levels: NDArray[np.uint8]) -> Tables:
+    """The coding tables (T, S) that levels stand for, in whole numbers; a row without any level gives its first symbol.
+
+    Raises CorruptFileError when a level is out of range.
+    """
+    if levels.size and int(levels.max()) > 4 * 40:
+        raise CorruptFileError("a coding table holds a level that no encoder writes; the file is damaged")
+    steps = np.maximum(levels.astype(np.int64) - 1, 0)
+    weights = np.where(levels > 0, (4 + steps % 4) << (steps // 4), 0)
+    weights[:, 0] += weights.sum(axis=1) == 0
+    frequencies = np.maximum(weights * NUM_SLOTS // weights.sum(axis=1, keepdims=True), weights > 0)
+    rows = np.arange(len(frequencies))
+    while True:  # what rounding took or gave goes to the most frequent symbol, at most half of it at a time
+        missing = NUM_SLOTS - frequencies.sum(axis=1)
+        if not missing.any():
+            return Tables(frequencies)
+        largest = frequencies.argmax(axis=1)
+        frequencies[rows, largest] += np.maximum(missing, -(frequencies[rows, largest] // 2))
+
+
+def _distances(numbers: NDArray[np.int64], base: int) -> NDArray[np.uint64]:
+    distances: NDArray[np.uint64] = numbers.view(np.uint64) - np.uint64(base % (1 << 64))
+    return distances
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = content[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise CorruptFileError("a length in the tables is too long; the file is damaged")

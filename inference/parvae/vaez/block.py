@@ -1,0 +1,401 @@
+"""One block: the rows of a row group, every column in the smallest of its encodings, verified before it is written.
+
+    "BLK1" | u32 size of all that follows the header | u32 size of the facts | u32 index | u32 rows | u32 CRC
+    facts (JSON, zlib) | sections, each with its size and CRC-32 in the facts
+
+The CRC covers the header and the facts. Columns of whole numbers share one rANS stream, whose tables are a section too.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parvae.errors import CorruptFileError
+from parvae.rans import Decoder, Part, encode, lanes_for
+from parvae.vaez.bins import Bins, fit_bins, levels_of, tables_from
+from parvae.vaez.bounds import Bound, Promise
+from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, joined, pack, packed_bits, split, unpack
+from parvae.vaez.contexts import Parent, Track, choose_parents, context_of
+from parvae.vaez.forms import Formed, candidate_forms, values_from
+
+HEADER = struct.Struct("<4s5I")
+TAG = b"BLK1"
+MAX_ROWS = 1 << 24
+_DAMAGE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    AttributeError,
+    MemoryError,
+)
+
+
+class _Sections:
+    """Byte strings of a block, named by their number."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+
+    def add(self, content: bytes) -> int:
+        self.contents.append(content)
+        return len(self.contents) - 1
+
+    def add_packed(self, content: bytes, *, item_size: int = 1, effort: int = 2) -> dict[str, Any]:
+        codec, stored = pack(content, item_size=item_size, effort=effort)
+        return {"section": self.add(stored), "codec": codec, "bytes": len(content), "item": item_size}
+
+
+def encode_block(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int, *, effort: int = 2) -> bytes:
+    """The block of columns (n rows each) under these bounds, decoded once to prove it; plain where that failed."""
+    content = _encoded(columns, bounds, index, effort)
+    _, decoded = decode_block(content)
+    kept = all(
+        keeps(column, again, bound) for column, again, bound in zip(columns, decoded.values(), bounds, strict=True)
+    )
+    plain = _encoded(columns, bounds, index, effort=0)
+    return content if kept and len(content) <= len(plain) else plain
+
+
+def keeps(column: ColumnData, again: ColumnData, bound: Bound) -> bool:
+    """Whether a decoded column is what its bound promises: the same bits, or close enough and null where it was."""
+    if type(column) is not type(again) or len(column) != len(again):
+        return False
+    if not isinstance(column, Numbers) or not isinstance(again, Numbers):
+        return column.plain() == again.plain()
+    if column.plain() == again.plain():
+        return True
+    if bound.promise is Promise.LOSSLESS or packed_bits(column.valid) != packed_bits(again.valid):
+        return False
+    x, y = column.values, again.values
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    if x.dtype.kind in "iu":
+        differences = np.where(
+            x > y, x.astype(np.uint64) - y.astype(np.uint64), y.astype(np.uint64) - x.astype(np.uint64)
+        )
+        return bound.promise is Promise.ABSOLUTE and bool(np.all(differences <= np.uint64(min(bound.value, 2.0**62))))
+    same = x.view(f"u{x.dtype.itemsize}") == y.view(f"u{x.dtype.itemsize}")
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    reach = bound.value if bound.promise is Promise.ABSOLUTE else bound.pointwise * np.abs(x)
+    special = ~np.isfinite(x) | ((x == 0) & np.signbit(x))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.all(same | (~special & (np.abs(x - y) <= reach))))
+
+
+def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int, effort: int) -> bytes:
+    sections = _Sections()
+    entries: list[dict[str, Any]] = []
+    formed: dict[int, tuple[Formed, Bins]] = {}
+    num_rows = len(columns[0]) if columns else 0
+    for place, (column, bound) in enumerate(zip(columns, bounds, strict=True)):
+        entry, chosen = _column_entry(column, bound, sections, effort)
+        entries.append(entry)
+        if chosen is not None:
+            formed[place] = chosen
+    facts: dict[str, Any] = {"columns": entries}
+    if formed:
+        facts["stream"] = _add_stream(columns, formed, entries, sections)
+    facts["sections"] = [[len(content), zlib.crc32(content)] for content in sections.contents]
+    stored_facts = zlib.compress(json.dumps(facts, separators=(",", ":")).encode(), 9)
+    body = b"".join(sections.contents)
+    head = struct.pack("<4s4I", TAG, len(stored_facts) + len(body), len(stored_facts), index, num_rows)
+    return head + struct.pack("<I", zlib.crc32(stored_facts, zlib.crc32(head))) + stored_facts + body
+
+
+def _column_entry(
+    column: ColumnData, bound: Bound, sections: _Sections, effort: int
+) -> tuple[dict[str, Any], tuple[Formed, Bins] | None]:
+    """The facts of one column; its plain encoding packed, or the numbers that go to the stream."""
+    entry: dict[str, Any] = {"kind": type(column).__name__.lower()}
+    if isinstance(column, Numbers):
+        entry |= {"dtype": column.values.dtype.newbyteorder("<").str, "shape": list(column.values.shape[1:])}
+        entry["nulls"] = column.valid is not None
+    if isinstance(column, Texts):
+        entry |= {"is_text": column.is_text, "levels": sections.add_packed(joined(column.levels))}
+        entry["num_levels"] = len(column.levels)
+    item_size = column.values.dtype.itemsize if isinstance(column, Numbers) else 8 if isinstance(column, Texts) else 1
+    content = column.codes.astype("<i8").tobytes() if isinstance(column, Texts) else column.plain()
+    if effort and len(column) and not isinstance(column, Opaque):
+        best = _best_form(column, bound)
+        if best is not None:
+            chosen, bins, num_bits = best
+            codec, stored = pack(content, item_size=item_size, effort=effort)
+            if num_bits / 8 < len(stored):
+                _add_form(entry, column, chosen, sections)
+                return entry, (chosen, bins)
+            entry["plain"] = {"section": sections.add(stored), "codec": codec, "bytes": len(content), "item": item_size}
+            return entry | {"crc": column.checksum()}, None
+    if effort:
+        entry["plain"] = sections.add_packed(content, item_size=item_size, effort=effort)
+    else:
+        entry["plain"] = {"section": sections.add(content), "codec": "raw", "bytes": len(content), "item": item_size}
+    return entry | {"crc": column.checksum()}, None
+
+
+def _best_form(column: Numbers | Texts, bound: Bound) -> tuple[Formed, Bins, float] | None:
+    """The form of the present values that takes the fewest bits, as far as one table for all of them tells."""
+    if isinstance(column, Texts):
+        forms = [
+            Formed(form="text", numbers=column.codes),
+            Formed(form="text", numbers=np.diff(column.codes, prepend=0)),
+        ]
+        forms[1].facts["delta"] = 1
+    else:
+        values = column.values if column.valid is None else column.values[column.valid]
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if not len(flat):
+            return None
+        forms = list(candidate_forms(flat, bound))
+    found = []
+    for formed in forms:
+        bins, num_bits = fit_bins(formed.numbers)
+        if formed.exceptions is not None:
+            num_bits += float(formed.exceptions.sum()) * (8 * 8 + 8)
+        if formed.levels is not None:
+            num_bits += 8.0 * formed.levels.nbytes
+        found.append((formed, bins, num_bits))
+    return min(found, key=lambda entry: entry[2])
+
+
+def _add_form(entry: dict[str, Any], column: Numbers | Texts, formed: Formed, sections: _Sections) -> None:
+    """Write down what the way back from the numbers needs."""
+    entry |= {"form": formed.form, "facts": formed.facts, "count": len(formed.numbers)}
+    if isinstance(column, Texts):
+        return
+    item_size = column.values.dtype.itemsize
+    if column.valid is not None:
+        entry["valid"] = sections.add_packed(packed_bits(column.valid))
+    if formed.levels is not None:
+        entry["distinct"] = sections.add_packed(formed.levels.tobytes(), item_size=item_size)
+    if formed.exceptions is not None and formed.exceptions.any():
+        values = column.values if column.valid is None else column.values[column.valid]
+        raw = np.ascontiguousarray(values).reshape(-1)[formed.exceptions]
+        positions = np.diff(np.flatnonzero(formed.exceptions), prepend=0).astype("<u4")
+        entry["exceptions"] = [
+            sections.add_packed(positions.tobytes(), item_size=4),
+            sections.add_packed(raw.tobytes(), item_size=item_size),
+        ]
+
+
+def _add_stream(
+    columns: Sequence[ColumnData],
+    formed: Mapping[int, tuple[Formed, Bins]],
+    entries: list[dict[str, Any]],
+    sections: _Sections,
+) -> dict[str, Any]:
+    """Code the numbers of all `formed` columns as one stream, each in the context of those before it."""
+    taken = {place: bins.symbols_of(one.numbers) for place, (one, bins) in formed.items()}
+    tracks = {
+        place: track
+        for place, (_, bins) in formed.items()
+        if (track := _track(columns[place], taken[place][0], len(bins))) is not None
+    }
+    order, parents = choose_parents(tracks)
+    order += [place for place in formed if place not in tracks]
+    tables_content = bytearray()
+    parts: list[Part] = []
+    num_bits, num_symbols = 0.0, 0
+    for place in order:
+        one, bins = formed[place]
+        symbols, places = taken[place]
+        chosen = parents.get(place, [])
+        context, num_tables = context_of(chosen, tracks)
+        present = _present_contexts(columns[place], context)
+        key = symbols.astype(np.int64) if present is None else present * len(bins) + symbols
+        counts = np.bincount(key, minlength=num_tables * len(bins)).reshape(num_tables, len(bins))
+        levels = levels_of(counts)
+        tables = tables_from(levels)
+        entries[place]["parents"] = [parent.column for parent in chosen]
+        tables_content += bins.to_bytes() + b"".join(parent.groups.tobytes() for parent in chosen) + levels.tobytes()
+        own = [Part(symbols=symbols, tables=tables, table_index=present), *bins.place_parts(symbols, places)]
+        parts += own
+        num_bits += float(-(counts * np.log2(np.maximum(tables.frequencies, 1) / 4096)).sum())
+        num_bits += float(bins.bits[symbols].sum())
+        num_symbols += sum(len(part.symbols) for part in own)
+        entries[place]["crc"] = _decoded_checksum(columns[place], one)
+    stream = encode(parts, lanes_for(num_bits, num_symbols))
+    return {"order": order, "tables": sections.add_packed(bytes(tables_content)), "section": sections.add(stream)}
+
+
+def _decoded_checksum(column: ColumnData, formed: Formed) -> int:
+    if isinstance(column, Texts):
+        return column.checksum()
+    assert isinstance(column, Numbers)
+    values = values_from(formed.form, formed.numbers, formed.facts, formed.levels, column.values.dtype)
+    present = column.values if column.valid is None else column.values[column.valid]
+    if formed.exceptions is not None:
+        values = np.where(formed.exceptions, np.ascontiguousarray(present).reshape(-1), values)
+    return _placed(values, column.values.shape, column.valid).checksum()
+
+
+def _placed(values: NDArray[Any], shape: tuple[int, ...], valid: NDArray[np.bool_] | None) -> Numbers:
+    """Present values back among the nulls."""
+    if valid is None:
+        return Numbers(values=values.reshape(shape))
+    everywhere = np.zeros(shape, values.dtype)
+    everywhere[valid] = values.reshape(-1, *shape[1:])
+    return Numbers(values=everywhere, valid=valid)
+
+
+def _track(column: ColumnData, symbols: NDArray[np.uint8], num_symbols: int) -> Track | None:
+    """The symbols of a column at every row; None for vectors, which have many a row."""
+    if isinstance(column, Numbers) and column.values.ndim > 1:
+        return None
+    valid = column.valid if isinstance(column, Numbers) else None
+    if valid is None:
+        return Track(symbols=symbols.astype(np.int64), num_symbols=num_symbols)
+    everywhere = np.full(len(valid), num_symbols, np.int64)
+    everywhere[valid] = symbols
+    return Track(symbols=everywhere, num_symbols=num_symbols)
+
+
+def _present_contexts(column: ColumnData, context: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    valid = column.valid if isinstance(column, Numbers) else None
+    return context if context is None or valid is None else context[valid]
+
+
+def read_header(header: bytes) -> tuple[int, int, int, int]:
+    """Bytes after the header, bytes of facts, index and rows.
+
+    Raises CorruptFileError when it is no header of a block.
+    """
+    if len(header) < HEADER.size or header[:4] != TAG:
+        raise CorruptFileError("a block is cut off or does not begin where it should; the file is damaged")
+    _, size, facts_size, index, num_rows, _ = HEADER.unpack(header)
+    if facts_size > size or num_rows > MAX_ROWS:
+        raise CorruptFileError("the header of a block is damaged")
+    return size, facts_size, index, num_rows
+
+
+def decode_block(content: bytes, wanted: Sequence[int] | None = None) -> tuple[int, dict[int, ColumnData]]:
+    """The index of a block and its columns by number (all of them unless `wanted` names some).
+
+    Raises CorruptFileError when a checksum, a size or the end of a stream is wrong.
+    """
+    size, facts_size, index, num_rows = read_header(content[: HEADER.size])
+    stored_facts = content[HEADER.size : HEADER.size + facts_size]
+    if len(content) != HEADER.size + size:
+        raise CorruptFileError(f"block {index} is cut off")
+    if zlib.crc32(stored_facts, zlib.crc32(content[: HEADER.size - 4])) != HEADER.unpack(content[: HEADER.size])[5]:
+        raise CorruptFileError(f"the facts of block {index} differ from their checksum; the file is damaged")
+    try:
+        facts = json.loads(zlib.decompress(stored_facts))
+        reader = _Reader(facts, content[HEADER.size + facts_size :], num_rows)
+        return index, reader.columns(range(len(facts["columns"])) if wanted is None else wanted)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"block {index}: {error}") from error
+    except _DAMAGE as error:
+        raise CorruptFileError(f"block {index} cannot be decoded ({error!r}); the file is damaged") from error
+
+
+class _Reader:
+    """The columns of one block."""
+
+    def __init__(self, facts: Mapping[str, Any], body: bytes, num_rows: int) -> None:
+        self._facts, self._body, self._num_rows = facts, body, num_rows
+        ends = np.cumsum([size for size, _ in facts["sections"]], dtype=np.int64).tolist()
+        if (ends[-1] if ends else 0) != len(body):
+            raise CorruptFileError("its sections do not fill it; the file is damaged")
+        self._starts = [0, *ends]
+
+    def columns(self, wanted: Sequence[int]) -> dict[int, ColumnData]:
+        numbers: dict[int, NDArray[np.int64]] = {}
+        if any("form" in self._facts["columns"][place] for place in wanted):
+            numbers = self._stream()
+        found = {place: self._column(self._facts["columns"][place], numbers.get(place)) for place in wanted}
+        for place, column in found.items():
+            if len(column) != self._num_rows or column.checksum() != self._facts["columns"][place]["crc"]:
+                raise CorruptFileError(f"column {place} decodes to other values than were written; the file is damaged")
+        return found
+
+    def _section(self, number: int) -> bytes:
+        content = self._body[self._starts[number] : self._starts[number + 1]]
+        if zlib.crc32(content) != self._facts["sections"][number][1]:
+            raise CorruptFileError(f"section {number} differs from its checksum; the file is damaged")
+        return content
+
+    def _unpacked(self, entry: Mapping[str, Any]) -> bytes:
+        return unpack(entry["codec"], self._section(entry["section"]), entry["bytes"], item_size=entry["item"])
+
+    def _stream(self) -> dict[int, NDArray[np.int64]]:
+        stream = self._facts["stream"]
+        tables_content, decoder = self._unpacked(stream["tables"]), Decoder(self._section(stream["section"]))
+        position = 0
+        numbers: dict[int, NDArray[np.int64]] = {}
+        tracks: dict[int, Track] = {}
+        for place in stream["order"]:
+            entry = self._facts["columns"][place]
+            bins, position = Bins.from_bytes(tables_content, position)
+            parents = []
+            for parent in entry["parents"]:
+                size = tracks[parent].num_symbols + 1
+                parents.append(Parent(column=parent, groups=np.frombuffer(tables_content, np.uint8, size, position)))
+                position += size
+            context, num_tables = context_of(parents, tracks)
+            levels = np.frombuffer(tables_content, np.uint8, num_tables * len(bins), position)
+            position += len(levels)
+            shape = Numbers(values=np.empty((self._num_rows, *entry.get("shape", []))), valid=self._valid(entry))
+            symbols = decoder.read(
+                entry["count"],
+                tables_from(levels.reshape(num_tables, len(bins))),
+                _present_contexts(shape, context),
+            )
+            numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols))
+            track = _track(shape, symbols, len(bins))
+            if track is not None:
+                tracks[place] = track
+        decoder.finish()
+        return numbers
+
+    def _valid(self, entry: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        if "valid" not in entry:
+            return None
+        bits = np.frombuffer(self._unpacked(entry["valid"]), np.uint8)
+        return np.unpackbits(bits, count=self._num_rows).astype(bool)
+
+    def _column(self, entry: Mapping[str, Any], numbers: NDArray[np.int64] | None) -> ColumnData:
+        if entry["kind"] == "opaque":
+            return Opaque(content=self._unpacked(entry["plain"]), num_rows=self._num_rows)
+        if entry["kind"] == "texts":
+            return self._texts(entry, numbers)
+        dtype, shape = np.dtype(entry["dtype"]), (self._num_rows, *entry["shape"])
+        if numbers is None:
+            content = self._unpacked(entry["plain"])
+            count = int(np.prod(shape))
+            values = np.frombuffer(content, dtype, count).reshape(shape)
+            packed = np.frombuffer(content, np.uint8, offset=count * dtype.itemsize)
+            return Numbers(
+                values=values,
+                valid=np.unpackbits(packed, count=self._num_rows).astype(bool) if entry["nulls"] else None,
+            )
+        levels = np.frombuffer(self._unpacked(entry["distinct"]), dtype) if "distinct" in entry else None
+        present = values_from(entry["form"], numbers, entry["facts"], levels, dtype)
+        if "exceptions" in entry:
+            positions, raw = map(self._unpacked, entry["exceptions"])
+            present = present.copy()
+            present[np.cumsum(np.frombuffer(positions, "<u4"), dtype=np.int64)] = np.frombuffer(raw, dtype)
+        return _placed(present, shape, self._valid(entry))
+
+    def _texts(self, entry: Mapping[str, Any], numbers: NDArray[np.int64] | None) -> Texts:
+        levels = split(self._unpacked(entry["levels"]), entry["num_levels"])
+        if numbers is None:
+            numbers = np.frombuffer(self._unpacked(entry["plain"]), "<i8")
+        elif entry["facts"].get("delta"):
+            numbers = np.cumsum(numbers, dtype=np.int64)
+        if len(numbers) and not -1 <= int(numbers.min()) <= int(numbers.max()) < len(levels):
+            raise CorruptFileError("a text column points outside its distinct texts; the file is damaged")
+        return Texts(levels=levels, codes=numbers, is_text=entry["is_text"])
