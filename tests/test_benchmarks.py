@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 FIGURES = {
+    "compression.py": {"adult_bytes", "adult_ratio", "shuttle_ratio"},
     "startup.py": {"ours_s", "by_hand_s", "ratio"},
     "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},
     "anomaly.py": {"parvae_clean_auroc", "knn_clean_auroc", "sets"},
