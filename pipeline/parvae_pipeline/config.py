@@ -94,8 +94,14 @@ class TrainSettings:
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     """Share of the steps over which the weight of the KL term rises from 0 to 1 (at most 10,000 steps)."""
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """What is maximised: the ELBO, or the importance-weighted bound of `num_samples` codes a row."""
+    num_samples: int | None = None
+    """Codes drawn for every row and step, each at the cost of a decoding; None takes 1, and 8 for iwae."""
     beta: float = 1.0
     """Final weight of the KL term; 1 is the ELBO."""
+    free_bits_nats: float = 0.0
+    """Rate of every latent dimension that costs nothing; 0 is the ELBO."""
     patience: int = 15
     """Evaluations without a better validation ELBO, after the KL warm-up, that end the run."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -110,7 +116,7 @@ class TrainSettings:
     """CPU threads; None takes all cores."""
 
     def __post_init__(self) -> None:
-        for name in ("budget_s", "learning_rate", "weight_decay", "beta", "checkpoint_every_s"):
+        for name in ("budget_s", "learning_rate", "weight_decay", "beta", "free_bits_nats", "checkpoint_every_s"):
             value = getattr(self, name)
             _require(value is None or math.isfinite(value), f"train.{name}", value, "a finite number")
         _require(0 <= self.seed < 2**64, "train.seed", self.seed, "0 or more, below 2**64")
@@ -125,6 +131,10 @@ class TrainSettings:
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup_share <= 1, "train.warmup_share", self.warmup_share, "between 0 and 1")
         _require(self.beta >= 0, "train.beta", self.beta, "0 or more")
+        _require(self.num_samples is None or self.num_samples >= 1, "train.num_samples", self.num_samples, "at least 1")
+        _require(self.free_bits_nats >= 0, "train.free_bits_nats", self.free_bits_nats, "0 or more")
+        free_of_charge = self.free_bits_nats == 0 or self.objective == "elbo"
+        _require(free_of_charge, "train.free_bits_nats", self.free_bits_nats, "0 where train.objective is 'iwae'")
         _require(self.patience >= 1, "train.patience", self.patience, "at least 1")
         _require(self.threads is None or self.threads >= 1, "train.threads", self.threads, "at least 1")
 

@@ -18,7 +18,7 @@ from parvae.schema import Schema
 from parvae_pipeline.block import Block
 from parvae_pipeline.blocks import BLOCKS, ImageBlock
 from parvae_pipeline.networks import NETWORKS, Size
-from parvae_pipeline.priors import PRIORS
+from parvae_pipeline.priors import PRIORS, gaussian_log_prob
 
 SCORE_PAIRS = 2
 """Pairs of points that a score averages over; each costs two decodings. On binarised MNIST the score of a row is off
@@ -143,6 +143,16 @@ class VariationalAutoencoder(nn.Module):
         if len(codes) == 1:
             return ElboTerms(nats[0], rates[0])
         return ElboTerms(torch.stack(nats).mean(dim=0), torch.stack(rates).mean(dim=0))
+
+    def log_weights(
+        self, raw: RawBatch, mean: Tensor, log_variance: Tensor, z: Tensor, kl_weight: float = 1.0
+    ) -> Tensor:
+        """(B,) log p(x | z) + log p(z) - log q(z | x): log importance weights of codes `z` (B, L) from the posterior.
+
+        `kl_weight` multiplies the two terms of the code, for warming up.
+        """
+        rate = gaussian_log_prob(z, mean, log_variance) - self.prior.log_prob(z)
+        return -self.column_nats(raw, z).sum(dim=1) - kl_weight * rate
 
     def column_nats(self, raw: RawBatch, z: Tensor) -> Tensor:
         """(B, K) minus log p(column | z), in block order."""

@@ -44,7 +44,11 @@ class StandardNormal(Prior):
         return noise
 
     def kl(self, mean: Tensor, log_variance: Tensor, z: Tensor) -> Tensor:
-        return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1)
+        return self.kl_by_dimension(mean, log_variance).sum(dim=1)
+
+    def kl_by_dimension(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """(B, L) nats of every dimension."""
+        return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
 class RealNVP(Prior):
