@@ -31,7 +31,7 @@ from parvae_export.parity import check_parity
 from parvae_export.rows import edge_rows, sampled_rows
 from parvae_pipeline.checkpoint import read_checkpoint
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
-from parvae_pipeline.priors import PRIORS
+from parvae_pipeline.priors import PRIORS, GaussianMixture
 from parvae_pipeline.reader import encode
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.statistics import statistics_of
@@ -81,12 +81,18 @@ def model_of(kinds: list[str], prior: str, seed: int) -> tuple[VariationalAutoen
     torch.manual_seed(seed)
     network = "image" if "image" in kinds else "table"
     model = VariationalAutoencoder(
-        schema, Architecture(network=network, prior=prior, latent_size=3, width=8, depth=2, channels=16)
+        schema,
+        Architecture(network=network, prior=prior, latent_size=3, width=8, depth=2, channels=16, num_components=3),
     )
     model.start_from({name: torch.tensor(array) for name, array in encode(schema, table).items()})
     with torch.no_grad():
         for parameter in model.parameters():  # nothing may be right only because it starts at zero
             parameter.add_(0.05 * torch.randn_like(parameter))
+        if isinstance(model.prior, GaussianMixture):
+            factors = torch.randn(3, 3, 3)
+            model.prior.set_components(
+                torch.tensor([0.2, 0.5, 0.3]), torch.randn(3, 3), factors @ factors.mT + torch.eye(3)
+            )
     return model.eval(), table
 
 
@@ -102,7 +108,7 @@ def test_any_schema_exports_with_the_numbers_of_torch(kinds: list[str], prior: s
     graph = GRAPHS[role](model)
     rows = {name: np.array(array) for name, array in encode(model.schema, table).items()}
     if graph.input_names != graph.block_names:
-        sizes = {"z": model.latent_size, "z_noise": model.latent_size, "noise": model.num_noise}
+        sizes = {"z": model.latent_size, "z_noise": model.prior.num_noise, "noise": model.num_noise}
         generator = np.random.default_rng(seed)
         rows = {name: generator.normal(size=(40, sizes[name])).astype("f4") for name in graph.input_names}
     exported = export_graph(graph, rows, role)

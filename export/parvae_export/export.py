@@ -134,7 +134,7 @@ def _examples(graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> Arrays:
         return select(rows, np.arange(PARITY_ROWS) % num_rows)
     sizes = {
         "z": checkpoint.model.latent_size,
-        "z_noise": checkpoint.model.latent_size,
+        "z_noise": checkpoint.model.prior.num_noise,
         "noise": checkpoint.model.num_noise,
     }
     return {
@@ -169,6 +169,7 @@ def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], calibration: Cal
         "calibration": calibration.to_json(),
         "noise": {
             "generator": "Philox4x32-10 and Box-Muller in float64",
+            "latent": model.prior.num_noise,
             "observation": {block.name: block.num_noise for block in model.column_blocks},
         },
         "metrics": checkpoint.metrics,

@@ -71,7 +71,7 @@ class ScoreGraph(Graph):
 
 
 class SampleGraph(Graph):
-    """z_noise (B, L) and noise (B, num_noise), both standard normal -> drawn columns in data units."""
+    """z_noise (B, prior.num_noise) and noise (B, num_noise), both standard normal -> drawn columns in data units."""
 
     def __init__(self, model: VariationalAutoencoder) -> None:
         super().__init__(model)

@@ -36,7 +36,7 @@ def category_texts(columns: tuple[Column, ...], codes: NDArray[np.int64]) -> NDA
 @torch.no_grad()
 def sampled_rows(model: VariationalAutoencoder, num_rows: int, seed: int = 0) -> Arrays:
     """Rows drawn from the model, as the network takes them; they stand in where no real row may leave the run."""
-    z_noise = torch.from_numpy(standard_normal(seed, (num_rows, model.latent_size)))
+    z_noise = torch.from_numpy(standard_normal(seed, (num_rows, model.prior.num_noise)))
     noise = torch.from_numpy(standard_normal(seed, (num_rows, model.num_noise), stream=1))
     return {name: values.numpy() for name, values in model.sample(z_noise, noise).items()}
 

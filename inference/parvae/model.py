@@ -136,9 +136,10 @@ class VAE:
         return rows_from_outputs(self._schema, _joined(outputs))
 
     def sample_noise(self, num_rows: int, seed: int, first_row: int = 0, pixel_noise: bool = False) -> Arrays:
-        """The noise that `sample` feeds its graph: z_noise (n, latent) and noise (n, all observation noise)."""
+        """The noise that `sample` feeds its graph: z_noise (n, of the prior) and noise (n, of all columns)."""
         sizes = self.manifest["noise"]["observation"]
-        z_noise = standard_normal(seed, (num_rows, self.latent_size), first_row=first_row)
+        latent = self.manifest["noise"].get("latent", self.latent_size)
+        z_noise = standard_normal(seed, (num_rows, latent), first_row=first_row)
         images = {block.name for block in self._schema.inputs if block.role is Role.IMAGE}
         blocks = [
             np.zeros((num_rows, size), np.float32)

@@ -244,6 +244,8 @@ def _following(run: RunFolder, log: Callable[[str], None]) -> Iterator[None]:
 def _line(record: Mapping[str, Any]) -> str:
     if record.get("event") == "resume":
         return f"resumed at step {record['step']:,}"
+    if "event" in record:
+        return str(record["message"])
     return (
         f"step {record['step']:>7,} of {record['total_steps']:,}: {record['validation_nats']:.3f} nats a row held out, "
         f"{record['rows_per_s']:,.0f} rows/s"

@@ -72,6 +72,7 @@ def train(
             folder,
             announce=lambda plan: None if as_json else _print_plan(plan),
             report=lambda report: None if as_json else _print_report(report),
+            note=lambda message: None if as_json else click.echo(message),
         )
     if not as_json:
         click.echo()

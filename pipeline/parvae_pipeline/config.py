@@ -57,11 +57,12 @@ class ModelSettings:
     """The network and its densities."""
 
     network: Literal["auto", "table", "image"] = "auto"
-    prior: Literal["auto", "normal", "realnvp"] = "auto"
     kind: Literal["vae", "autoencoder"] = "vae"
     """autoencoder is deterministic: no noise in the code, no KL term, and a RealNVP prior fitted to its codes."""
     likelihood: Literal["auto", "mse", "bce"] = "auto"
     """auto takes a density for every column; mse and bce are the textbook losses (bce: 0/1 vectors and bytes)."""
+    prior: Literal["auto", "normal", "realnvp", "mixture"] = "auto"
+    """Of the latent code; auto trains one along and takes the one that costs held-out codes the fewest nats."""
     latent_size: int | None = None
     width: int | None = None
     """Units of the hidden layers of the table network."""

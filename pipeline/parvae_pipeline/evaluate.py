@@ -130,6 +130,13 @@ def balance_score(model: VariationalAutoencoder, rows: Arrays, *, rows_trained: 
     model.score_signs.copy_(patterns[differences.abs().argmin()])
 
 
+@torch.no_grad()
+def posteriors(model: VariationalAutoencoder, rows: Arrays) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance (N, L) of the codes of rows."""
+    parts = [model.posterior(batch) for batch in _batches(rows)]
+    return torch.cat([mean for mean, _ in parts]), torch.cat([log_variance for _, log_variance in parts])
+
+
 def _batches(rows: Arrays) -> Iterator[dict[str, Tensor]]:
     num_rows = len(next(iter(rows.values())))
     for first in range(0, num_rows, EVALUATION_ROWS):

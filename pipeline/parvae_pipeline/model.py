@@ -45,6 +45,8 @@ class Architecture:
     """auto, or the textbook loss that takes the place of the densities of numbers, vectors and images: mse, bce."""
     kind: str = "vae"
     """vae, or autoencoder: codes without noise, and a prior that learns where they lie but does not move them."""
+    num_components: int = 1
+    """Gaussians of a mixture prior."""
 
     def __post_init__(self) -> None:
         for kind, name, table in (("network", self.network, NETWORKS), ("prior", self.prior, PRIORS)):
@@ -81,7 +83,7 @@ class VariationalAutoencoder(nn.Module):
         size = _network_size(blocks, architecture)
         self.encoder = encoder(size)
         self.decoder = decoder(size)
-        self.prior = PRIORS[architecture.prior](architecture.latent_size)
+        self.prior = PRIORS[architecture.prior](architecture.latent_size, architecture.num_components)
         signs = torch.randint(0, 2, (SCORE_PAIRS, architecture.latent_size), generator=torch.Generator().manual_seed(0))
         self.register_buffer("score_signs", 2.0 * signs - 1.0)
         self.layer_dtype = torch.float32
@@ -151,8 +153,14 @@ class VariationalAutoencoder(nn.Module):
 
         `kl_weight` multiplies the two terms of the code, for warming up.
         """
-        rate = gaussian_log_prob(z, mean, log_variance) - self.prior.log_prob(z)
+        rate = self.posterior_log_prob(z, mean, log_variance) - self.prior.log_prob(z)
         return -self.column_nats(raw, z).sum(dim=1) - kl_weight * rate
+
+    def posterior_log_prob(self, z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """(B,) log q(z | x); 0 for an autoencoder, whose codes have no density."""
+        if self.architecture.kind == "autoencoder":
+            return torch.zeros_like(z[:, 0])
+        return gaussian_log_prob(z, mean, log_variance)
 
     def column_nats(self, raw: RawBatch, z: Tensor) -> Tensor:
         """(B, K) minus log p(column | z), in block order."""
@@ -166,7 +174,7 @@ class VariationalAutoencoder(nn.Module):
         return {block.name: block.mean(parameters[block.name]) for block in self.column_blocks}
 
     def sample(self, z_noise: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Rows drawn with standard normal `z_noise` (B, L) and `noise` (B, num_noise), by block name."""
+        """Rows drawn with standard normal `z_noise` (B, prior.num_noise) and `noise` (B, num_noise), by block name."""
         parameters = self._decoder_outputs(self.prior.sample(z_noise))
         parts = torch.split(noise, [block.num_noise for block in self.column_blocks], dim=1)
         return {

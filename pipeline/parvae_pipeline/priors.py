@@ -5,13 +5,14 @@ Letters in shapes: B rows, L latent dimensions.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from parvae_pipeline.likelihoods import LOG_TWO_PI
+from parvae_pipeline.likelihoods import LOG_TWO_PI, standard_normal_cdf
 
 
 class Prior(nn.Module, ABC):
@@ -21,13 +22,18 @@ class Prior(nn.Module, ABC):
         super().__init__()
         self.latent_size = latent_size
 
+    @property
+    def num_noise(self) -> int:
+        """Standard normal numbers that one drawn code takes."""
+        return self.latent_size
+
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """(B,) nats of codes `z` (B, L)."""
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
-        """(B, L) codes drawn with standard normal `noise` (B, L)."""
+        """(B, L) codes drawn with standard normal `noise` (B, num_noise)."""
 
     def kl(self, mean: Tensor, log_variance: Tensor, z: Tensor) -> Tensor:
         """(B,) nats from N(mean, exp(log_variance)) to the prior; here the one-sample estimate at `z` (B, L)."""
@@ -123,7 +129,63 @@ class AffineCoupling(nn.Module):
         return torch.cat([moved, kept] if self.reverse else [kept, moved], dim=1)
 
 
-PRIORS: Mapping[str, type[Prior]] = {"normal": StandardNormal, "realnvp": RealNVP}
+class GaussianMixture(Prior):
+    """K Gaussians with full covariances, fitted to the codes of training rows once those no longer move (`mixture.py`).
+
+    One number of the noise picks the component, the others are its Gaussian.
+    """
+
+    log_shares: Tensor
+    means: Tensor
+    factors: Tensor
+    whitenings: Tensor
+
+    def __init__(self, latent_size: int, num_components: int) -> None:
+        super().__init__(latent_size)
+        self.num_components = num_components
+        identity = torch.eye(latent_size).repeat(num_components, 1, 1)
+        self.register_buffer("log_shares", torch.full((num_components,), -math.log(num_components)))
+        self.register_buffer("means", torch.zeros(num_components, latent_size))
+        self.register_buffer("factors", identity)  # (K, L, L) lower Cholesky factors of the covariances
+        self.register_buffer("whitenings", identity.clone())  # their inverses
+
+    @property
+    def num_noise(self) -> int:
+        return self.latent_size + 1
+
+    def set_components(self, shares: Tensor, means: Tensor, covariances: Tensor) -> None:
+        """Take `shares` (K,), `means` (K, L) and `covariances` (K, L, L)."""
+        factors = torch.linalg.cholesky(covariances.double())
+        identity = torch.eye(self.latent_size, dtype=torch.float64).expand_as(factors)
+        self.log_shares.copy_(shares.log())
+        self.means.copy_(means)
+        self.factors.copy_(factors)
+        self.whitenings.copy_(torch.linalg.solve_triangular(factors, identity, upper=False))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return torch.logsumexp(self.component_log_prob(z), dim=1)
+
+    def component_log_prob(self, z: Tensor) -> Tensor:
+        """(B, K) log of share times density of every component at `z` (B, L)."""
+        white = torch.matmul(z.unsqueeze(0) - self.means.unsqueeze(1), self.whitenings.transpose(1, 2))  # (K, B, L)
+        log_determinants = torch.diagonal(self.whitenings, dim1=1, dim2=2).log().sum(dim=1)
+        constant = self.log_shares + log_determinants - 0.5 * self.latent_size * LOG_TWO_PI
+        return (constant.unsqueeze(1) - 0.5 * white.square().sum(dim=2)).t()
+
+    def sample(self, noise: Tensor) -> Tensor:
+        quantile = standard_normal_cdf(noise[:, :1])
+        passed = (quantile > self.log_shares.exp().cumsum(dim=0)[:-1]).long()
+        component = passed.sum(dim=1)
+        moved = torch.matmul(self.factors[component], noise[:, 1:].unsqueeze(2)).squeeze(2)
+        return self.means[component] + moved
+
+
+PRIORS: Mapping[str, Callable[[int, int], Prior]] = {
+    "normal": lambda latent_size, num_components: StandardNormal(latent_size),
+    "realnvp": lambda latent_size, num_components: RealNVP(latent_size),
+    "mixture": GaussianMixture,
+}
+"""Each takes the latent size and the number of components, which only a mixture has."""
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def encode(schema: Schema, table: pa.Table) -> Arrays:
     return arrays
 
 
-def select(arrays: Arrays, rows: NDArray[Any]) -> Arrays:
+def select(arrays: Arrays, rows: NDArray[Any] | slice) -> Arrays:
     """The arrays at these rows."""
     return {name: array[rows] for name, array in arrays.items()}
 

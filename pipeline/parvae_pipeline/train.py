@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts,
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
 from parvae_pipeline.device import choose_device
-from parvae_pipeline.evaluate import balance_score, evaluate
+from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.finish import finish
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
 from parvae_pipeline.reader import Reader, select
 from parvae_pipeline.roles import infer_schema
@@ -85,6 +87,7 @@ def train(
     *,
     announce: Callable[[Plan], None] = lambda plan: None,
     report: Callable[[Report], None] = lambda report: None,
+    note: Callable[[str], None] = lambda message: None,
     world: World = ALONE,
     num_threads: int | None = None,
     device: torch.device | None = None,
@@ -139,7 +142,11 @@ def train(
 
     def save(trainer: Trainer) -> None:
         if world.is_first:
-            _write(run, settings, trainer, memory_budget_mb)
+            _write(run, settings, trainer, memory_budget_mb, log_event)
+
+    def log_event(event: dict[str, Any]) -> None:
+        run.log({**event, "step": trainer.progress.step})
+        note(event["message"])
 
     def log_and_report(entry: Report) -> None:
         if world.is_first:
@@ -202,7 +209,7 @@ def choose_architecture(settings: ModelSettings, schema: Schema) -> Architecture
     width = settings.width or (256 if schema.num_rows < 50_000 else 512)
     return Architecture(
         network=choose_network(schema) if settings.network == "auto" else settings.network,
-        prior=choose_prior(schema, settings.kind) if settings.prior == "auto" else settings.prior,
+        prior=choose_trained_prior(schema, settings.prior, settings.kind),
         latent_size=settings.latent_size or choose_latent_size(schema),
         width=width,
         depth=settings.depth,
@@ -218,9 +225,13 @@ def choose_network(schema: Schema) -> str:
     return "image" if images and min(images[-1].height, images[-1].width) >= MIN_CONVOLUTION_SIDE else "table"
 
 
-def choose_prior(schema: Schema, kind: str = "vae") -> str:
-    """A learned prior where there are rows enough to learn it from, and where nothing else gives codes a shape."""
-    return "realnvp" if kind == "autoencoder" or schema.num_rows >= MIN_ROWS_FOR_FLOW else "normal"
+def choose_trained_prior(schema: Schema, named: str, kind: str = "vae") -> str:
+    """A learned prior where there are rows enough to learn it from, and where nothing else gives codes a shape.
+
+    A mixture is fitted after training.
+    """
+    automatic = "realnvp" if kind == "autoencoder" or schema.num_rows >= MIN_ROWS_FOR_FLOW else "normal"
+    return {"auto": automatic, "mixture": "normal"}.get(named, named)
 
 
 def choose_latent_size(schema: Schema) -> int:
@@ -272,23 +283,37 @@ def _deadline(settings: TrainSettings, started_s: float) -> float | None:
     return started_s + DEFAULT_BUDGET_S if settings.max_steps is None else None
 
 
-def _write(run: RunFolder, settings: RunSettings, trainer: Trainer, memory_budget_mb: float) -> None:
+def _write(
+    run: RunFolder,
+    settings: RunSettings,
+    trainer: Trainer,
+    memory_budget_mb: float,
+    log_event: Callable[[dict[str, Any]], None],
+) -> None:
     """The best model so far as a checkpoint, then the state to resume from: a finished state has its checkpoint."""
-    held_out = trainer.held_out
+    held_out, progress = trainer.held_out, trainer.progress
     best = VariationalAutoencoder(trainer.model.schema, trainer.model.architecture)
     best.load_state_dict(trainer.best)
-    best.to(trainer.device)
-    if trainer.progress.finished:
-        rows_trained = trainer.progress.step * trainer.reader.batch_size
-        balance_score(best, held_out, rows_trained=rows_trained, seed=settings.train.seed)
-    evaluation = trainer.best_evaluation or evaluate(best, held_out)
+    diagnosis: dict[str, Any] = {}
+    evaluation = trainer.best_evaluation
+    if progress.finished:
+        finished = finish(
+            best, trainer.reader, held_out, settings, num_steps=progress.step, num_skipped=progress.num_skipped
+        )
+        if finished.model is not best:  # another prior: the figures of training are no longer its own
+            best, evaluation = finished.model, None
+        diagnosis = finished.diagnosis
+        for event in finished.events:
+            log_event(event)
+    evaluation = evaluation or evaluate(best.to(trainer.device), held_out)
     metrics = {
+        **({"diagnosis": diagnosis} if diagnosis else {}),
         "negative_elbo_nats": evaluation.negative_elbo_nats,
         "rate_nats": evaluation.rate_nats,
         "distortion_nats": evaluation.distortion_nats,
         "column_nats": evaluation.column_nats,
-        "num_steps": trainer.progress.step,
-        "num_skipped_steps": trainer.progress.num_skipped,
+        "num_steps": progress.step,
+        "num_skipped_steps": progress.num_skipped,
     }
     reservoir = select(held_out, np.arange(min(settings.data.reservoir_rows, len(next(iter(held_out.values()))))))
     reservoir = reservoir if settings.data.reservoir_rows else {}
