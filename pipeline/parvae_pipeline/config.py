@@ -91,7 +91,7 @@ class TrainSettings:
     """Wall time for the whole command, seconds."""
     batch_size: int | None = None
     learning_rate: float | None = None
-    """Peak of the cosine schedule; None takes 1e-3 * sqrt(batch_size / 128)."""
+    """Peak of the cosine schedule; None takes 2e-3 * sqrt(batch_size / 128)."""
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     """Share of the steps over which the weight of the KL term rises from 0 to 1 (at most 10,000 steps)."""
