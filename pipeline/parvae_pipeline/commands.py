@@ -1,4 +1,4 @@
-"""The verb `train`."""
+"""The verbs `train` and `report`."""
 
 from __future__ import annotations
 
@@ -174,3 +174,15 @@ def _print_report(report: Report) -> None:
         f"held out (distortion {validation.distortion_nats:.3f} + rate {validation.rate_nats:.3f}), "
         f"{report.rows_per_s:,.0f} rows/s{skipped}{' *' if report.is_best else ''}"
     )
+
+
+@click.command(cls=Verb)
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@json_option
+def report(folder: Path, as_json: bool) -> None:
+    """Write report.html (one page, no other file) and report.json into the folder of a RUN."""
+    from parvae_pipeline.report import write_report
+
+    path, facts = write_report(folder)
+    figures = {name: facts[name] for name in ("negative_elbo_nats", "rate_nats", "distortion_nats")}
+    print_result({**figures, **facts["likelihood"], "report": str(path)}, as_json=as_json)

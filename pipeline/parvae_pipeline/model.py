@@ -147,7 +147,7 @@ class VariationalAutoencoder(nn.Module):
         return ElboTerms(torch.stack(nats).mean(dim=0), torch.stack(rates).mean(dim=0))
 
     def log_weights(
-        self, raw: RawBatch, mean: Tensor, log_variance: Tensor, z: Tensor, kl_weight: float = 1.0
+        self, raw: RawBatch, mean: Tensor, log_variance: Tensor, z: Tensor, kl_weight: float | Tensor = 1.0
     ) -> Tensor:
         """(B,) log p(x | z) + log p(z) - log q(z | x): log importance weights of codes `z` (B, L) from the posterior.
 
