@@ -230,7 +230,7 @@ def assert_works(schema: Schema, model: VariationalAutoencoder, *, num_rows: int
     assert terms.column_nats.shape == (num_rows, len(schema.modelled))
     assert bool(torch.isfinite(terms.negative_elbo_nats).all())
     assert bool(torch.isfinite(model.score_terms(raw).negative_elbo_nats).all())
-    drawn = model.sample(noise(num_rows, model.latent_size), noise(num_rows, model.num_noise))
+    drawn = model.sample(noise(num_rows, model.prior.num_noise), noise(num_rows, model.num_noise))
     decoded = model.decode(noise(num_rows, model.latent_size))
     for name, rows in raw.items():
         assert drawn[name].shape == decoded[name].shape == rows.shape
