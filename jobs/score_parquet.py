@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import click
 import ray
 
-from parvae.bulk import Outcome, Task, attempt, plan, score_transform, write_ledger
+from parvae.bulk import Outcome, Task, attempt, plan, score_transform, sift, write_ledger
 from parvae.commands import print_outcomes
-from parvae.console import Verb, json_option
+from parvae.console import PlaceType, Verb, json_option
 from parvae.files import find_files
 from parvae.model import load
+from parvae.storage import Place
 
 MAX_RESTARTS = 3
 
@@ -38,30 +38,38 @@ class Scorer:
 
 
 @click.command(cls=Verb)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PlaceType())
 @click.argument("data", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A folder that all nodes see.")
+@click.option("-o", "--output", required=True, type=PlaceType(), help="A folder that all nodes see, or a URL.")
 @click.option("--alpha", default=0.01, show_default=True, help="Share of normal rows that may be flagged.")
 @click.option("--workers", type=click.IntRange(min=1), help="Actors of one CPU.  [default: the CPUs of the cluster]")
 @json_option
-def score(model: Path, data: Sequence[str], output: Path, alpha: float, workers: int | None, as_json: bool) -> None:
+def score(model: Place, data: Sequence[str], output: Place, alpha: float, workers: int | None, as_json: bool) -> None:
     """Score every row of DATA by MODEL on the cluster."""
-    bundle = load(model)
     content = model.read_bytes()
+    bundle = load(content)
     tasks = plan(find_files(data), output.absolute())
     ray.init(address="auto", log_to_driver=False)
-    stamp = {"parvae.verb": "score", "parvae.settings": f"alpha={alpha}", "parvae.model_id": bundle.model_id}
-    num_actors = min(len(tasks), workers or int(ray.cluster_resources().get("CPU", 1)))
+    stamp = {
+        "parvae.verb": "score",
+        "parvae.settings": f"alpha={alpha} calibration={bundle.calibration_id}",
+        "parvae.model_id": bundle.model_id,
+    }
+    finished, missing = sift(tasks, stamp=stamp)
+    num_actors = min(len(missing), workers or int(ray.cluster_resources().get("CPU", 1)))
     # Ray makes the constructor's arguments from what remote() is given; its types do not say so.
     actors = [Scorer.remote(content, alpha, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
-    print_outcomes(_outcomes(actors, tasks, output), output, as_json=as_json)
+    print_outcomes(bundle, _outcomes(actors, finished, missing, output), output, as_json=as_json)
 
 
-def _outcomes(actors: Sequence[ray.actor.ActorHandle], tasks: Sequence[Task], output: Path) -> Iterator[Outcome]:
+def _outcomes(
+    actors: Sequence[ray.actor.ActorHandle], finished: Sequence[Outcome], missing: Sequence[Task], output: Place
+) -> Iterator[Outcome]:
     """Outcomes as they come; every actor has one file in hand."""
-    waiting = list(reversed(tasks))
+    yield from finished
+    waiting = list(reversed(missing))
     running = {actor.score.remote(waiting.pop()): actor for actor in actors}
-    outcomes = []
+    outcomes = list(finished)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(done)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import parvae
+from parvae import stream
 from parvae.bulk import ERRORS_NAME, Outcome, encode_transform, plan, run, score_transform
+from parvae.cli import vae as cli
 from parvae.errors import DataError, SettingError
 from parvae.files import find_files
+from parvae.schema import NumericFacts
+from parvae.tally import Tally, drift, drift_nats
 
 STAMP = {"parvae.verb": "score", "parvae.model_id": "m"}
 
@@ -64,17 +73,168 @@ def test_a_second_run_does_only_what_is_missing(vae: parvae.VAE, folder: Path, t
     assert (tmp_path / "out" / "a.parquet").stat().st_mtime_ns == kept
 
 
-def test_another_model_or_a_changed_input_is_done_anew(
+def test_other_settings_or_a_changed_input_are_done_anew(
     vae: parvae.VAE, folder: Path, tmp_path: Path, mixed_table: pa.Table
 ) -> None:
     score(vae, folder, tmp_path / "out")
-    assert not any(
-        outcome.skipped for outcome in score(vae, folder, tmp_path / "out", {**STAMP, "parvae.model_id": "n"})
-    )
+    others = {**STAMP, "parvae.settings": "alpha=0.2"}
+    assert not any(outcome.skipped for outcome in score(vae, folder, tmp_path / "out", others))
     pq.write_table(mixed_table.slice(0, 7), folder / "a.parquet")
-    outcomes = score(vae, folder, tmp_path / "out", {**STAMP, "parvae.model_id": "n"})
-    assert [outcome.skipped for outcome in outcomes] == [False, True, True]
+    outcomes = {outcome.task.file.relative_path: outcome for outcome in score(vae, folder, tmp_path / "out", others)}
+    assert {name: outcome.skipped for name, outcome in outcomes.items()} == {
+        "a.parquet": False,
+        "b.parquet": True,
+        "deep/a.parquet": True,
+    }
     assert pq.read_metadata(tmp_path / "out" / "a.parquet").num_rows == 7
+
+
+def test_results_of_another_model_are_never_overwritten(vae: parvae.VAE, folder: Path, tmp_path: Path) -> None:
+    score(vae, folder, tmp_path / "out")
+    before = (tmp_path / "out" / "b.parquet").read_bytes()
+    (tmp_path / "out" / "a.parquet").unlink()
+    with pytest.raises(SettingError, match=r"results of model 'm', not of 'n'.*another place"):
+        score(vae, folder, tmp_path / "out", {**STAMP, "parvae.model_id": "n"})
+    with pytest.raises(SettingError, match=r"results of verb 'score', not of 'encode'"):
+        score(vae, folder, tmp_path / "out", {**STAMP, "parvae.verb": "encode"})
+    assert not (tmp_path / "out" / "a.parquet").exists()
+    assert (tmp_path / "out" / "b.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["parquet", "text"])
+def test_a_file_that_is_no_output_is_never_overwritten(
+    vae: parvae.VAE, folder: Path, tmp_path: Path, mixed_table: pa.Table, content: str
+) -> None:
+    mine = tmp_path / "out" / "a.parquet"
+    mine.parent.mkdir()
+    if content == "parquet":
+        pq.write_table(mixed_table, mine)
+    else:
+        mine.write_text("notes")
+    before = mine.read_bytes()
+    with pytest.raises(SettingError, match=r"a\.parquet is in the way and no output of vae"):
+        score(vae, folder, tmp_path / "out")
+    assert mine.read_bytes() == before
+
+
+def test_outputs_keep_the_row_groups_and_do_not_depend_on_the_threads(
+    vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH_ROWS", 256)
+    pq.write_table(pa.concat_tables([mixed_table] * 5), tmp_path / "in.parquet", row_group_size=700)
+    files = find_files([str(tmp_path / "in.parquet")])
+    outputs = []
+    for threads in (1, 3):
+        output = tmp_path / f"{threads}.parquet"
+        transform = score_transform(vae, alpha=0.1)
+        (outcome,) = run(plan(files, output), transform, stamp=STAMP, output=output, threads=threads)
+        assert outcome.num_rows == outcome.tally.num_rows == 2000
+        outputs.append(output.read_bytes())
+    assert outputs[0] == outputs[1]
+    footer = pq.read_metadata(tmp_path / "1.parquet")
+    assert [footer.row_group(index).num_rows for index in range(footer.num_row_groups)] == [700, 700, 600]
+    assert pq.read_table(tmp_path / "1.parquet")["id"].to_pylist() == mixed_table["id"].to_pylist() * 5
+
+
+def test_what_was_counted_comes_from_the_rows_and_survives_in_the_output(
+    vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table
+) -> None:
+    cities = pa.array(["Atlantis"] * 30 + mixed_table["city"].to_pylist()[30:])
+    incomes = pa.array([1e9] * 20 + [None] * 5 + mixed_table["income"].to_pylist()[25:])
+    table = mixed_table.set_column(mixed_table.column_names.index("city"), "city", cities)
+    table = table.set_column(table.column_names.index("income"), "income", incomes)
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=150)
+    (first,) = score(vae, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    (second,) = score(vae, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert second.skipped
+    assert second.tally == first.tally
+    scores = vae.score(table)
+    assert first.tally.num_flagged == int(scores.is_anomaly(0.1).sum())
+    columns = first.tally.columns
+    assert (columns["city"].num_unseen, columns["city"].num_nulls) == (30, cities.null_count)
+    assert (columns["income"].num_unseen, columns["income"].num_nulls) == (20, 5)
+    assert columns["age"].num_nulls == mixed_table["age"].null_count
+    assert columns["member"].total == sum(mixed_table["member"].to_pylist())
+    for index, name in enumerate(vae.parts[:-1]):
+        assert columns[name].nats == pytest.approx(float(scores.contributions[:, index].sum()), rel=1e-3)
+    income = vae.schema["income"].facts_as(NumericFacts)
+    known = [value for value in incomes.to_pylist() if value is not None]
+    drifted = drift(vae.schema["income"], columns["income"])
+    assert drifted == pytest.approx((np.mean(known) - income.mean) / income.stddev)
+    assert drift(vae.schema["city"], columns["city"]) is None
+    above = drift_nats(vae.schema["city"], columns["city"], 400, vae.manifest["metrics"])
+    assert above is not None
+    assert above > 0.1
+
+
+def test_rows_like_those_of_training_do_not_drift(vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table) -> None:
+    pq.write_table(mixed_table, tmp_path / "in.parquet")
+    (outcome,) = score(vae, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    for name in ("age", "income", "member", "embedding"):
+        assert drift(vae.schema[name], outcome.tally.columns[name]) == pytest.approx(0, abs=1e-6)
+    assert all(counts.num_unseen == 0 for counts in outcome.tally.columns.values())
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(
+    mixed_bundle: Path, tmp_path: Path, mixed_table: pa.Table
+) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        pq.write_table(pa.concat_tables([mixed_table] * 100), tmp_path / "in" / f"{index}.parquet")
+    # What a full disk does to a process: writes beyond a limit fail with an error of the system.
+    script = (
+        "import resource, signal, sys; from parvae.cli import vae; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); vae(sys.argv[1:], prog_name='vae')"
+    )
+    arguments = ["score", str(mixed_bundle), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--alpha", "0.1"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    again = CliRunner().invoke(cli, arguments)
+    assert again.exit_code == 0, again.output
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
+
+
+def test_a_model_of_other_columns_fails_every_file_by_name(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    arguments = ["score", str(digits_bundle), str(folder), "-o", str(tmp_path / "out"), "--alpha", "0.5"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1
+    entries = [json.loads(line) for line in (tmp_path / "out" / ERRORS_NAME).read_text().splitlines()]
+    assert len(entries) == 3
+    assert all(re.search(r"the rows lack .*which the model needs", entry["error"]) for entry in entries)
+
+
+def test_a_folder_killed_midway_and_run_again_equals_one_that_was_not(
+    mixed_bundle: Path, tmp_path: Path, mixed_table: pa.Table
+) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.concat_tables([mixed_table] * 20)
+    for index in range(20):
+        pq.write_table(table.slice(400 * index), tmp_path / "in" / f"{index:02d}.parquet", row_group_size=1000)
+    out = tmp_path / "out"
+    arguments = ["score", str(mixed_bundle), str(tmp_path / "in"), "-o", str(out), "--alpha", "0.1", "--json"]
+    process = subprocess.Popen([sys.executable, "-m", "parvae", *arguments], stdout=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 120
+    while len(list(out.glob("*.parquet"))) < 5 and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert 5 <= len(kept) < 20
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert (result["files"], result["already_done"], result["rows"]) == (20, len(kept), 20 * 8000 - 400 * 190)
+    assert all((out / name).stat().st_mtime_ns == modified_ns for name, modified_ns in kept.items())
+    whole = tmp_path / "whole"
+    CliRunner().invoke(cli, [*arguments[:4], str(whole), *arguments[5:]])
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
 
 
 def test_bad_files_are_listed_and_the_rest_is_finished(
@@ -115,13 +275,25 @@ def test_a_file_that_changes_while_it_is_read_fails(
     (task,) = plan(find_files([str(folder / "a.parquet")]), tmp_path / "out.parquet")
     plain = score_transform(vae, alpha=None)
 
-    def touching(table: pa.Table) -> pa.Table:
+    def touching(table: pa.Table) -> tuple[pa.Table, Tally]:
         os.utime(folder / "a.parquet", ns=(1, 1))
         return plain(table)
 
     (outcome,) = run([task], touching, stamp=STAMP, output=tmp_path / "out.parquet")
-    assert "changed while it was read" in str(outcome.error)
+    assert "changed since the data set was planned" in str(outcome.error)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_file_that_changed_since_it_was_found_fails(
+    vae: parvae.VAE, folder: Path, tmp_path: Path, mixed_table: pa.Table
+) -> None:
+    tasks = plan(find_files([str(folder)]), tmp_path / "out")
+    pq.write_table(mixed_table, folder / "a.parquet")
+    (folder / "b.parquet").unlink()
+    outcomes = list(run(tasks, score_transform(vae, alpha=None), stamp=STAMP, output=tmp_path / "out"))
+    assert "a.parquet changed since" in str(outcomes[0].error)
+    assert "b.parquet is gone since" in str(outcomes[1].error)
+    assert outcomes[2].error is None
 
 
 def test_outputs_never_overwrite_inputs_or_each_other(folder: Path, tmp_path: Path) -> None:

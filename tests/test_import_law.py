@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"parvae", "parvae_pipeline", "parvae_export"},
 }
 RAY_FILES = {"parvae_pipeline/cluster.py", "parvae_pipeline/tune.py"}
-PYARROW_FILES = {"parvae/arrow.py", "parvae/files.py", "parvae/bulk.py", "parvae/vaez/arrow_rows.py"}
+PYARROW_FILES = {f"parvae/{name}.py" for name in ("arrow", "bulk", "files", "storage", "stream", "vaez/arrow_rows")}
 CLICK_FILE_NAMES = {"cli.py", "console.py", "commands.py"}
 
 

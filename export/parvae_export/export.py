@@ -6,20 +6,20 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from parvae import __version__
-from parvae.bundle import Bundle, bundle_bytes, read_bundle, write_whole
+from parvae.bundle import Bundle, bundle_bytes, read_bundle
 from parvae.errors import BundleError
 from parvae.noise import standard_normal
 from parvae.rows import Arrays
 from parvae.scores import Calibration
 from parvae.selftest import replay, write_golden
 from parvae.sessions import Sessions
+from parvae.storage import Place, place_of, write_whole
 from parvae_export.card import model_card
 from parvae_export.graphs import GRAPHS, Graph
 from parvae_export.onnx_graph import to_onnx
@@ -42,7 +42,7 @@ SCORE_DEFINITION = (
 class ExportResult:
     """What was written, and how well it agrees with torch."""
 
-    path: Path
+    path: Place
     model_id: str
     num_bytes: int
     parity_error: float
@@ -54,8 +54,8 @@ class ExportResult:
 
 
 def export(
-    checkpoint_path: str | Path,
-    output: str | Path | None = None,
+    checkpoint_path: str | Place,
+    output: str | Place | None = None,
     *,
     announce: Callable[[str], None] = lambda message: None,
 ) -> ExportResult:
@@ -64,7 +64,7 @@ def export(
     Raises BundleError when the file is no checkpoint, or a graph disagrees with torch.
     """
     checkpoint = read_checkpoint(checkpoint_path)
-    path = Path(output) if output is not None else Path(checkpoint_path).with_name("model.vae")
+    path = place_of(output) if output is not None else place_of(checkpoint_path).with_name("model.vae")
     if path.is_dir():
         raise BundleError(f"{path} is a folder; name a file, for example {path / 'model.vae'}")
     from_real_rows = bool(checkpoint.reservoir)

@@ -2,30 +2,38 @@
 
 An output appears whole under its name or not at all, and carries in its metadata which model and which input made it: a
 re-run does only what is missing. A file that cannot be read or scored goes to `_errors.jsonl`; the rest is finished.
+Nothing in an output depends on the time or the process that made it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from parvae.arrow import in_the_form_of
-from parvae.bundle import write_whole
-from parvae.errors import DataError, Error, SettingError
+from parvae.arrow import ArrowColumns, in_the_form_of
+from parvae.errors import DataError, Error, OutputError, SettingError
 from parvae.files import SUFFIXES, DataFile
 from parvae.model import VAE
+from parvae.rows import read_inputs
+from parvae.storage import Place, Remote, write_whole
+from parvae.stream import TALLY_KEY, Transform, stream, writing
+from parvae.tally import Tally, tally
 
-BATCH_ROWS = 16_384
 ERRORS_NAME = "_errors.jsonl"
-Transform = Callable[[pa.Table], pa.Table]
+FOOTERS_AT_A_TIME = 16
+"""Outputs of earlier runs whose footers are read at the same time; in a bucket each takes a round trip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class Task:
     """One input file and where its output goes."""
 
     file: DataFile
-    output: Path
+    output: Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +50,13 @@ class Outcome:
 
     task: Task
     num_rows: int
+    tally: Tally
     skipped: bool = False
     """The output was there already, made by this model from this input."""
     error: str | None = None
 
 
-def plan(files: Sequence[DataFile], output: Path) -> list[Task]:
+def plan(files: Sequence[DataFile], output: Place) -> list[Task]:
     """Where each output goes: `output` itself for one file and a name that ends in .parquet, else below that folder.
 
     Raises SettingError when two inputs would write one file, or an output would overwrite its input.
@@ -60,122 +69,117 @@ def plan(files: Sequence[DataFile], output: Path) -> list[Task]:
         if output.is_file():
             raise SettingError(f"{output} is a file; give a folder, or a name that ends in .parquet")
         tasks = [Task(file=file, output=output / file.relative_path) for file in files]
-    taken: dict[Path, DataFile] = {}
+    taken: dict[str, DataFile] = {}
     for task in tasks:
-        path = task.output.resolve()
+        path = _address(task.output)
         if path in taken:
             raise SettingError(
                 f"{taken[path].path} and {task.file.path} would both write {task.output}; score them apart"
             )
         taken[path] = task.file
+    inputs = {file.path for file in files if isinstance(file.filesystem, pafs.LocalFileSystem) == _is_local(output)}
     for task in tasks:
-        if any(Path(file.path) == task.output.resolve() for file in files):
+        if _address(task.output) in inputs:
             raise SettingError(f"{task.output} is one of the inputs; give another place with -o")
     return tasks
 
 
-def run(tasks: Sequence[Task], transform: Transform, *, stamp: Mapping[str, str], output: Path) -> Iterator[Outcome]:
-    """Work through the tasks one by one; files that fail are listed in the ledger."""
-    outcomes = []
-    for task in tasks:
-        outcomes.append(attempt(task, transform, stamp=stamp))
+def run(
+    tasks: Sequence[Task], transform: Transform, *, stamp: Mapping[str, str], output: Place, threads: int = 1
+) -> Iterator[Outcome]:
+    """Work through the tasks one by one; files that fail are listed in the ledger.
+
+    Raises SettingError when an output of something else is in the way, OutputError when none can be written.
+    """
+    outcomes, missing = sift(tasks, stamp=stamp)
+    yield from outcomes
+    for task in missing:
+        outcomes.append(attempt(task, transform, stamp=stamp, threads=threads))
         yield outcomes[-1]
     write_ledger(outcomes, output)
 
 
-def attempt(task: Task, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:
+def sift(tasks: Sequence[Task], *, stamp: Mapping[str, str]) -> tuple[list[Outcome], list[Task]]:
+    """Outcomes of the tasks that an earlier run has finished, and the tasks that remain.
+
+    Raises SettingError when the place of an output holds what another model or verb made, or no output at all.
+    """
+    with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as readers:
+        found = list(readers.map(_footer_of, [task.output for task in tasks]))
+    finished, missing = [], []
+    for task, footer in zip(tasks, found, strict=True):
+        if footer is None:
+            missing.append(task)
+            continue
+        metadata = {
+            key.decode(): value.decode() for key, value in footer.metadata.items() if key.startswith(b"parvae.")
+        }
+        counted = metadata.pop(TALLY_KEY, None)
+        _refuse_results_of_another(task, metadata, stamp)
+        if metadata == _stamp(task.file, stamp) and counted is not None:
+            counts = Tally.from_text(counted)
+            finished.append(Outcome(task=task, num_rows=footer.num_rows, tally=counts, skipped=True))
+        else:
+            missing.append(task)
+    return finished, missing
+
+
+def attempt(task: Task, transform: Transform, *, stamp: Mapping[str, str], threads: int = 1) -> Outcome:
     """Transform one file; a file that fails is an outcome, for the others must go on.
 
-    Raises OSError when the output folder itself cannot be written: then every file would fail.
+    Raises OutputError when the output cannot be written: then every file would fail.
     """
     try:
-        return process_file(task, transform, stamp=stamp)
+        return process_file(task, transform, stamp=stamp, threads=threads)
+    except OutputError:
+        raise
     except (Error, pa.ArrowException, OSError) as error:
-        folder = task.output.parent
-        if isinstance(error, OSError) and folder.exists() and not os.access(folder, os.W_OK):
-            raise
-        return Outcome(task=task, num_rows=0, error=str(error))
+        return Outcome(task=task, num_rows=0, tally=Tally.empty(), error=str(error))
 
 
-def write_ledger(outcomes: Sequence[Outcome], output: Path) -> None:
+def process_file(task: Task, transform: Transform, *, stamp: Mapping[str, str], threads: int = 1) -> Outcome:
+    """Transform one file, batch by batch.
+
+    Raises DataError when the file is damaged, or changes after it was found.
+    """
+    task.file.require_unchanged()
+    with _temporary_for(task.output) as path:
+        num_rows, counts = stream(task.file, path, transform, stamp=_stamp(task.file, stamp), threads=threads)
+        task.file.require_unchanged()
+        with writing(task.output):
+            if isinstance(task.output, Remote):
+                with pa.memory_map(str(path)) as content:
+                    task.output.replace_with(content.read_buffer())
+            else:
+                path.replace(task.output)
+    return Outcome(task=task, num_rows=num_rows, tally=counts)
+
+
+def write_ledger(outcomes: Sequence[Outcome], output: Place) -> None:
     """List the files that failed in `_errors.jsonl`, in (or beside) `output`; remove the list when none did."""
     ledger = (output if output.suffix not in SUFFIXES else output.parent) / ERRORS_NAME
     failed = [{"path": outcome.task.file.path, "error": outcome.error} for outcome in outcomes if outcome.error]
-    if failed:
-        write_whole(ledger, "".join(json.dumps(entry) + "\n" for entry in failed).encode())
-    else:
-        ledger.unlink(missing_ok=True)
-
-
-def process_file(task: Task, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:
-    """Transform one file, batch by batch.
-
-    Raises DataError when the file is damaged or changes while it is read, or its output was made by something else.
-    """
-    wanted = {**stamp, "parvae.input": _fingerprint(task.file)}
-    if task.output.exists():
-        found, num_rows = _stamp_of(task.output)
-        if found == wanted:
-            return Outcome(task=task, num_rows=num_rows, skipped=True)
-    task.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = task.output.with_name(f".{task.output.name}.{os.getpid()}.tmp")
-    try:
-        num_rows = _write(task.file, temporary, transform, wanted)
-        (now,) = task.file.filesystem.get_file_info([task.file.path])
-        if (now.size, now.mtime_ns) != (task.file.num_bytes, task.file.modified_ns or now.mtime_ns):
-            raise DataError(f"{task.file.path} changed while it was read; run again when it is complete")
-        temporary.replace(task.output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Outcome(task=task, num_rows=num_rows)
-
-
-def _write(file: DataFile, path: Path, transform: Transform, stamp: Mapping[str, str]) -> int:
-    writer: pq.ParquetWriter | None = None
-    num_rows = 0
-    try:
-        with file.open() as parquet:
-            for table in _batches(file, parquet):
-                result = transform(table)
-                if writer is None:
-                    writer = pq.ParquetWriter(
-                        path, result.schema.with_metadata({**(result.schema.metadata or {}), **stamp})
-                    )
-                writer.write_table(result.cast(writer.schema) if result.schema != writer.schema else result)
-                num_rows += result.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-    return num_rows
-
-
-def _batches(file: DataFile, parquet: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Tables of at most BATCH_ROWS rows; one empty table for an empty file."""
-    if not parquet.metadata.num_rows:
-        yield parquet.schema_arrow.empty_table()
-        return
-    batches = parquet.iter_batches(batch_size=BATCH_ROWS)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
-        if batch is None:
-            return
-        yield pa.Table.from_batches([batch])
+    with writing(ledger):
+        if failed:
+            write_whole(ledger, "".join(json.dumps(entry) + "\n" for entry in failed).encode())
+        else:
+            ledger.unlink(missing_ok=True)
 
 
 def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
     """Columns the model does not cover, then score, p_value and (unless `alpha` is None) is_anomaly."""
 
-    def transform(table: pa.Table) -> pa.Table:
-        scores = vae.score(table)
+    def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
+        inputs, num_rows = read_inputs(vae.schema, table)
+        scores = vae._score_inputs(inputs, num_rows, table)
         columns = {"score": pa.array(scores.nats), "p_value": pa.array(scores.p_value)}
+        num_flagged = 0
         if alpha is not None:
-            columns["is_anomaly"] = pa.array(scores.is_anomaly(alpha))
-        return _beside(vae, table, columns)
+            flagged = scores.is_anomaly(alpha)
+            num_flagged = int(flagged.sum())
+            columns["is_anomaly"] = pa.array(flagged)
+        counts = tally(vae.schema, ArrowColumns(table), inputs, scores.contributions, num_flagged)
+        return _beside(vae, table, columns), counts
 
     return transform
 
@@ -183,18 +187,22 @@ def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
 def encode_transform(vae: VAE) -> Transform:
     """Columns the model does not cover, then `code`: a fixed-size list of float32."""
 
-    def transform(table: pa.Table) -> pa.Table:
-        codes = np.ascontiguousarray(vae.encode(table))
-        return _beside(
-            vae, table, {"code": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), vae.latent_size)}
-        )
+    def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
+        codes = pa.array(np.ascontiguousarray(vae.encode(table)).reshape(-1))
+        columns = {"code": pa.FixedSizeListArray.from_arrays(codes, vae.latent_size)}
+        return _beside(vae, table, columns), Tally(num_rows=table.num_rows)
 
     return transform
 
 
 def reconstruct_transform(vae: VAE) -> Transform:
     """The rows, every modelled column replaced by what the model expects."""
-    return lambda table: in_the_form_of(table, vae.schema, vae.decode(vae.encode(table)))
+
+    def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
+        expected = vae.decode(vae.encode(table))
+        return in_the_form_of(table, vae.schema, expected), Tally(num_rows=table.num_rows)
+
+    return transform
 
 
 def _beside(vae: VAE, table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
@@ -207,17 +215,57 @@ def _beside(vae: VAE, table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Ta
     return kept
 
 
-def _fingerprint(file: DataFile) -> str:
-    return json.dumps({"path": file.path, "num_bytes": file.num_bytes, "modified_ns": file.modified_ns})
+def _stamp(file: DataFile, stamp: Mapping[str, str]) -> dict[str, str]:
+    fingerprint = {"path": file.path, "num_bytes": file.num_bytes, "modified_ns": file.modified_ns}
+    return {**stamp, "parvae.input": json.dumps(fingerprint)}
 
 
-def _stamp_of(path: Path) -> tuple[dict[str, str], int]:
-    """What an existing output says of itself; nothing when it is no Parquet file."""
+def _footer_of(output: Place) -> pq.FileMetaData | None:
+    """The footer of an output that is there; None where there is none."""
+    if not output.exists():
+        return None
     try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        return {}, 0
-    metadata: dict[bytes, Any] = footer.metadata or {}
-    return {
-        key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"parvae.")
-    }, footer.num_rows
+        if isinstance(output, Remote):
+            return pq.read_metadata(output.path, filesystem=output.filesystem)
+        return pq.read_metadata(output)
+    except (pa.ArrowException, OSError) as error:
+        raise SettingError(
+            f"{output} is in the way and no output of vae ({error}); move it, or give another -o"
+        ) from error
+
+
+def _refuse_results_of_another(task: Task, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    if "parvae.model_id" not in found:
+        raise SettingError(f"{task.output} is in the way and no output of vae; move it, or give another place with -o")
+    for key, what in (("parvae.model_id", "model"), ("parvae.verb", "verb")):
+        if found.get(key) != wanted[key]:
+            raise SettingError(
+                f"{task.output} holds results of {what} {found.get(key, '')[:12]!r}, not of {wanted[key][:12]!r}; "
+                "remove them, or give another place with -o"
+            )
+
+
+@contextlib.contextmanager
+def _temporary_for(output: Place) -> Iterator[Path]:
+    """A local path to write to: beside a local output, so that it can be renamed; elsewhere for a remote one."""
+    if isinstance(output, Remote):
+        with tempfile.TemporaryDirectory(prefix="parvae-") as folder:
+            yield Path(folder) / output.name
+        return
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed
+    path = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_local(place: Place) -> bool:
+    return isinstance(place, Path)
+
+
+def _address(place: Place) -> str:
+    return place.path if isinstance(place, Remote) else str(place.resolve())

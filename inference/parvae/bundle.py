@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from parvae.errors import BundleError
+from parvae.errors import BundleError, MissingExtraError
 from parvae.stored_zip import read_stored_zip
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Bundle:
 
 
 def read_bundle(source: BundleSource) -> Bundle:
-    """Read and verify a bundle from a path, bytes or a binary file object.
+    """Read and verify a bundle from a path, a URL (needs pyarrow), bytes or a binary file object.
 
     Raises BundleError when the file is missing, truncated, altered, not a bundle, or of a newer format.
     """
@@ -108,6 +108,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def _content_of(source: BundleSource) -> tuple[str, bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "the bundle", bytes(source)
+    if isinstance(source, str) and "://" in source:
+        return source, _download(source)
     if isinstance(source, (str, os.PathLike)):
         try:
             with open(source, "rb") as file:  # noqa: PTH123  # pathlib takes 4 ms to import
@@ -117,6 +119,17 @@ def _content_of(source: BundleSource) -> tuple[str, bytes]:
     if not hasattr(source, "read"):
         raise BundleError(f"a bundle cannot be read from {source!r}; give a path, bytes or a binary file")
     return str(getattr(source, "name", "the bundle")), source.read()
+
+
+def _download(url: str) -> bytes:
+    try:
+        from parvae.storage import place_of
+    except ImportError as error:
+        raise MissingExtraError(f"{url} needs pyarrow: pip install 'parvae[parquet]' (or pass its bytes)") from error
+    try:
+        return place_of(url).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{url} cannot be opened ({error}); give the address of a model.vae") from error
 
 
 def _check_manifest(name: str, manifest: Any) -> None:

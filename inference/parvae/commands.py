@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from parvae.console import Verb, json_option, print_result, print_table
+from parvae.console import PlaceType, Verb, json_option, print_result, print_table
 from parvae.errors import SettingError
 
 if TYPE_CHECKING:
-    from parvae.bulk import Outcome, Transform
+    from parvae.bulk import Outcome
     from parvae.model import VAE
+    from parvae.storage import Place
+    from parvae.stream import Transform
+    from parvae.tally import Tally
 
 DEFAULT_ALPHA = 0.01
 
 model_argument = click.argument("model", type=click.Path())
 data_argument = click.argument("data", nargs=-1, required=True)
 output_option = click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A folder, or a .parquet file for one input."
+    "-o", "--output", required=True, type=PlaceType(), help="A folder, or a .parquet file for one input."
 )
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads."
@@ -35,7 +37,7 @@ threads_option = click.option(
 @click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {DEFAULT_ALPHA}]")
 @threads_option
 @json_option
-def score(model: str, data: Sequence[str], output: Path, alpha: float | None, threads: int, as_json: bool) -> None:
+def score(model: str, data: Sequence[str], output: Place, alpha: float | None, threads: int, as_json: bool) -> None:
     """Score every row of DATA by MODEL: nats, p-value, and whether it is an anomaly.
 
     Columns that the model does not cover (keys, labels, others) are carried through.
@@ -43,7 +45,7 @@ def score(model: str, data: Sequence[str], output: Path, alpha: float | None, th
     from parvae.bulk import score_transform
     from parvae.model import load
 
-    loaded = load(model, threads=threads)
+    loaded = load(model)  # one thread a call: rows go to several calls at a time
     supported = _supported_alpha(loaded, alpha)
     transform = score_transform(loaded, alpha=supported)
     _bulk(
@@ -53,6 +55,7 @@ def score(model: str, data: Sequence[str], output: Path, alpha: float | None, th
         transform,
         verb="score",
         settings=f"alpha={supported} calibration={loaded.calibration_id}",
+        threads=threads,
         as_json=as_json,
     )
 
@@ -63,13 +66,13 @@ def score(model: str, data: Sequence[str], output: Path, alpha: float | None, th
 @output_option
 @threads_option
 @json_option
-def encode(model: str, data: Sequence[str], output: Path, threads: int, as_json: bool) -> None:
+def encode(model: str, data: Sequence[str], output: Place, threads: int, as_json: bool) -> None:
     """Write the latent code of every row of DATA as a list of float32."""
     from parvae.bulk import encode_transform
     from parvae.model import load
 
-    loaded = load(model, threads=threads)
-    _bulk(loaded, data, output, encode_transform(loaded), verb="encode", settings="", as_json=as_json)
+    loaded = load(model)
+    _bulk(loaded, data, output, encode_transform(loaded), verb="encode", settings="", threads=threads, as_json=as_json)
 
 
 @click.command(cls=Verb)
@@ -78,31 +81,40 @@ def encode(model: str, data: Sequence[str], output: Path, threads: int, as_json:
 @output_option
 @threads_option
 @json_option
-def reconstruct(model: str, data: Sequence[str], output: Path, threads: int, as_json: bool) -> None:
+def reconstruct(model: str, data: Sequence[str], output: Place, threads: int, as_json: bool) -> None:
     """Write DATA as MODEL expects it: every modelled column through encoder and decoder."""
     from parvae.bulk import reconstruct_transform
     from parvae.model import load
 
-    loaded = load(model, threads=threads)
-    _bulk(loaded, data, output, reconstruct_transform(loaded), verb="reconstruct", settings="", as_json=as_json)
+    loaded = load(model)
+    _bulk(
+        loaded,
+        data,
+        output,
+        reconstruct_transform(loaded),
+        verb="reconstruct",
+        settings="",
+        threads=threads,
+        as_json=as_json,
+    )
 
 
 @click.command(cls=Verb)
 @model_argument
 @click.option("-n", "--num-rows", default=1000, show_default=True, type=click.IntRange(min=0), help="Rows to draw.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .parquet file.")
+@click.option("-o", "--output", required=True, type=PlaceType(), help="A .parquet file.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same rows.")
 @click.option("--pixel-noise", is_flag=True, help="Draw every pixel of images instead of the expected image.")
 @threads_option
 @json_option
-def sample(model: str, num_rows: int, output: Path, seed: int, pixel_noise: bool, threads: int, as_json: bool) -> None:
+def sample(model: str, num_rows: int, output: Place, seed: int, pixel_noise: bool, threads: int, as_json: bool) -> None:
     """Draw new rows from MODEL into one Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from parvae.arrow import to_table
-    from parvae.bundle import write_whole
     from parvae.model import load
+    from parvae.storage import write_whole
 
     loaded = load(model, threads=threads)
     table = to_table(loaded.schema, loaded.sample(num_rows, seed=seed, pixel_noise=pixel_noise))
@@ -152,18 +164,19 @@ def selftest(model: str, threads: int, as_json: bool) -> None:
 @click.command(cls=Verb)
 @model_argument
 @data_argument
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The new bundle.")
+@click.option("-o", "--output", required=True, type=PlaceType(), help="The new bundle.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which rows of too many to keep."
 )
 @threads_option
 @json_option
-def calibrate(model: str, data: Sequence[str], output: Path, seed: int, threads: int, as_json: bool) -> None:
+def calibrate(model: str, data: Sequence[str], output: Place, seed: int, threads: int, as_json: bool) -> None:
     """Write MODEL anew with the p-values of DATA: normal rows that training did not see. The graphs stay the same."""
-    from parvae.bundle import read_bundle, write_whole
+    from parvae.bundle import read_bundle
     from parvae.files import find_files
     from parvae.model import VAE
     from parvae.recalibration import recalibrated, score_files
+    from parvae.storage import write_whole
 
     bundle = read_bundle(model)
     scores = score_files(VAE(bundle, threads=threads), find_files(data))
@@ -200,11 +213,12 @@ def _supported_alpha(vae: VAE, alpha: float | None) -> float | None:
 def _bulk(
     vae: VAE,
     data: Sequence[str],
-    output: Path,
+    output: Place,
     transform: Transform,
     *,
     verb: str,
     settings: str,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Run a transform over files and print what became of them."""
@@ -212,28 +226,57 @@ def _bulk(
     from parvae.files import find_files
 
     stamp = {"parvae.verb": verb, "parvae.settings": settings, "parvae.model_id": vae.model_id}
-    outcomes = run(plan(find_files(data), output), transform, stamp=stamp, output=output)
-    print_outcomes(outcomes, output, as_json=as_json)
+    outcomes = run(plan(find_files(data), output), transform, stamp=stamp, output=output, threads=threads)
+    print_outcomes(vae, outcomes, output, as_json=as_json)
 
 
-def print_outcomes(outcomes: Iterable[Outcome], output: Path, *, as_json: bool) -> None:
+def print_outcomes(vae: VAE, outcomes: Iterable[Outcome], output: Place, *, as_json: bool) -> None:
     """Print each failure as it comes and the totals at the end; exit with 1 when a file failed."""
     from parvae.bulk import ERRORS_NAME
+    from parvae.tally import Tally
 
     started_s = time.monotonic()
     totals: dict[str, Any] = {"files": 0, "rows": 0, "already_done": 0, "failed": 0}
+    counts, num_new_rows = Tally.empty(), 0
     for outcome in outcomes:
         totals["files"] += 1
         totals["rows"] += outcome.num_rows
         totals["already_done"] += outcome.skipped
         totals["failed"] += outcome.error is not None
+        num_new_rows += 0 if outcome.skipped else outcome.num_rows
+        counts += outcome.tally
         if outcome.error is not None:
             click.echo(f"failed: {outcome.error}", err=True)
     elapsed_s = time.monotonic() - started_s
-    if not totals["already_done"]:
-        totals["rows_per_s"] = round(totals["rows"] / max(elapsed_s, 1e-9))
+    if num_new_rows:
+        totals["rows_per_s"] = round(num_new_rows / max(elapsed_s, 1e-9))
+    if counts.columns:
+        totals["flagged"] = counts.num_flagged
     totals["output"] = str(output)
-    print_result(totals, as_json=as_json)
+    columns = _column_table(vae, counts)
+    print_result({**totals, "columns": columns} if as_json and columns else totals, as_json=as_json)
+    if columns and not as_json:
+        click.echo()
+        cells = [[name, *("" if value is None else value for value in row.values())] for name, row in columns.items()]
+        print_table(["column", *(name.replace("_", " ") for name in next(iter(columns.values())))], cells)
     if totals["failed"]:
         click.echo(f"{totals['failed']} of {totals['files']} files failed; they are listed in {ERRORS_NAME}", err=True)
         raise SystemExit(1)
+
+
+def _column_table(vae: VAE, counts: Tally) -> dict[str, dict[str, Any]]:
+    """What was counted of each modelled column, beside what training saw."""
+    from parvae.tally import drift, drift_nats
+
+    table = {}
+    for column in vae.schema.modelled:
+        if counts.num_rows and column.name in counts.columns:
+            found = counts.columns[column.name]
+            table[column.name] = {
+                "nulls": found.num_nulls,
+                "nulls_expected": round(column.num_nulls / vae.schema.num_rows * counts.num_rows),
+                "unseen": found.num_unseen,
+                "drift_sd": drift(column, found),
+                "drift_nats": drift_nats(column, found, counts.num_rows, vae.manifest["metrics"]),
+            }
+    return table

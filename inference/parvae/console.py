@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,22 @@ EXTRAS: Mapping[str, str] = {"parvae": "parquet", "parvae_pipeline": "train", "p
 """Which extra brings the packages that the verbs of a room need."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for programs.")
+
+
+class PlaceType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
+    """A local path, or a URL such as s3://bucket/folder."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or "://" not in value:
+            return Path(value)
+        from parvae.storage import place_of
+
+        try:
+            return place_of(value)
+        except Error as error:
+            raise click.ClickException(str(error)) from error
 
 
 class Verb(click.Command):

@@ -27,6 +27,10 @@ class SettingError(Error, ValueError):
     """A setting or argument outside what is allowed."""
 
 
+class OutputError(Error):
+    """An output that cannot be written: the disk is full, the folder closed, the network gone."""
+
+
 class MissingExtraError(Error, ImportError):
     """A feature whose optional packages are not installed."""
 

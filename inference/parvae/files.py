@@ -72,6 +72,8 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, inside = pafs.FileSystem.from_uri(path)
         return filesystem, str(inside)
+    except OSError as error:
+        raise DataError(f"{path} cannot be reached ({error}); check the address and your access") from error
     except pa.ArrowInvalid:
         scheme = path.partition("://")[0]
         try:

@@ -26,8 +26,8 @@ _CHUNK_ROWS = 1024  # throughput is flat from 64 to 4,096 rows; memory is not
 def load(source: BundleSource, *, threads: int = 1, low_memory: bool = False) -> VAE:
     """Open and verify a bundle.
 
-    `source` is a path, bytes or a binary file object. `threads` is what every graph may use; `low_memory` trades some
-    speed for memory that is given back after each call.
+    `source` is a path, a URL (needs pyarrow), bytes or a binary file object. `threads` is what every graph may use;
+    `low_memory` trades some speed for memory that is given back after each call.
 
     Raises BundleError when the bundle is damaged, altered or too new.
     """
@@ -109,7 +109,11 @@ class VAE:
 
     def score(self, rows: Any) -> Scores:
         """What each row costs under the model, in nats, with the contribution of each column."""
-        outputs = self._run_rows("score", rows)
+        inputs, num_rows = read_inputs(self._schema, rows)
+        return self._score_inputs(inputs, num_rows, rows)
+
+    def _score_inputs(self, inputs: Arrays, num_rows: int, rows: Any) -> Scores:
+        outputs = self._run("score", inputs, num_rows)
         return Scores(
             nats=outputs["score"],
             contributions=outputs["contributions"],

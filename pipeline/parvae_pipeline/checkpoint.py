@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from parvae import __version__
-from parvae.bundle import write_whole
 from parvae.errors import BundleError
 from parvae.rows import Arrays
 from parvae.schema import Schema
+from parvae.storage import Place, place_of, write_whole
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
 from parvae_pipeline.run_folder import torch_bytes, torch_load
@@ -38,7 +37,7 @@ class Checkpoint:
         return self.model.schema
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Place, checkpoint: Checkpoint) -> None:
     """Write ckpt.pt whole or not at all: tensors, and JSON for the rest."""
     facts = {
         "schema": checkpoint.schema.to_json(),
@@ -56,12 +55,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_whole(path, torch_bytes(document))
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Place) -> Checkpoint:
     """The checkpoint that `write_checkpoint` wrote.
 
     Raises BundleError when the file is missing, damaged, something else, or newer than this version.
     """
-    document = torch_load(Path(path))
+    document = torch_load(place_of(path))
     found = document.get("parvae_checkpoint")
     if not isinstance(found, int):
         raise BundleError(f"{path} is a torch file, but no checkpoint of vae train; give the ckpt.pt of a run")

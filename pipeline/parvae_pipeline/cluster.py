@@ -15,7 +15,6 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,8 +22,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from parvae.bundle import write_whole
 from parvae.errors import BundleError, DataError, Error, SettingError
+from parvae.storage import Place, place_of, write_whole
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.device import CPU
 from parvae_pipeline.run_folder import RunFolder
@@ -65,7 +64,7 @@ class ClusterSettings:
 
 def train_on_cluster(
     settings: RunSettings,
-    folder: str | Path,
+    folder: str | Place,
     cluster: ClusterSettings,
     *,
     log: Callable[[str], None] = lambda line: None,
@@ -75,7 +74,7 @@ def train_on_cluster(
     `log` gets a line for every evaluation and every start. Raises SettingError when the cluster has less than is asked,
     DataError when the folder is not shared between its nodes.
     """
-    path = Path(folder).absolute()
+    path = place_of(folder).absolute()
     with _connected(cluster):
         check_resources(cluster, _nodes())
         (path / OUTCOME_NAME).unlink(missing_ok=True)
@@ -128,7 +127,7 @@ def _nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _fit(settings: RunSettings, path: Path, cluster: ClusterSettings, num_workers: int) -> None:
+def _fit(settings: RunSettings, path: Place, cluster: ClusterSettings, num_workers: int) -> None:
     """One start of the workers, to the end of the run or to the first failure."""
     token = uuid.uuid4().hex
     write_whole(path / SHARED_NAME, token.encode())
@@ -166,9 +165,9 @@ def _raise_ours(error: TrainingFailedError) -> None:
 
 def _work(config: dict[str, Any]) -> None:
     """What one worker does. Errors of ours come back in a file: Ray would show a traceback, and try again."""
-    path = Path(config["folder"])
+    path = place_of(config["folder"])
     marker = path / SHARED_NAME
-    if not marker.is_file() or marker.read_text() != config["token"]:
+    if not marker.is_file() or marker.read_bytes().decode() != config["token"]:
         raise DataError(f"{path} is not shared between the nodes of the cluster; give a folder that all see with -o")
     world = World.of_this_process()
     settings = RunSettings.from_mapping(tomllib.loads(config["settings"]))
@@ -188,13 +187,13 @@ def _work(config: dict[str, Any]) -> None:
         write_whole(path / OUTCOME_NAME, json.dumps(document).encode())
 
 
-def _outcome(path: Path) -> Result:
+def _outcome(path: Place) -> Result:
     """What the first worker left."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(path.read_bytes())
     if "error" in document:
         kinds = {"DataError": DataError, "SettingError": SettingError, "BundleError": BundleError}
         raise kinds.get(document["error"], Error)(document["message"])
-    paths = {name: Path(document["result"][name]) for name in ("folder", "checkpoint_path")}
+    paths = {name: place_of(document["result"][name]) for name in ("folder", "checkpoint_path")}
     return Result(**{**document["result"], **paths})
 
 

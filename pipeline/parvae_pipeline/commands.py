@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from parvae.console import Verb, json_option, print_result, print_table
+from parvae.console import PlaceType, Verb, json_option, print_result, print_table
 from parvae.errors import SettingError
 
 if TYPE_CHECKING:
+    from parvae.storage import Place
     from parvae_pipeline.config import RunSettings
     from parvae_pipeline.train import Plan
     from parvae_pipeline.trainer import Report
@@ -22,7 +23,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @click.command(cls=Verb)
 @click.argument("data", nargs=-1)
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="The run folder.")
+@click.option("-o", "--output", "folder", required=True, type=PlaceType(), help="The run folder, here or in a bucket.")
 @click.option("--config", type=click.Path(), help="Settings in TOML, like the run.toml of a run folder.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. model.width=256.")
 @click.option(
@@ -40,7 +41,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 @json_option
 def train(
     data: Sequence[str],
-    folder: Path,
+    folder: Place,
     config: str | None,
     assignments: Sequence[str],
     budget: str | None,
@@ -108,7 +109,7 @@ def parse_duration(text: str) -> float:
 
 def _settings(
     data: Sequence[str],
-    folder: Path,
+    folder: Place,
     config: str | None,
     assignments: Sequence[str],
     budget: str | None,

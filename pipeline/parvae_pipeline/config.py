@@ -11,12 +11,12 @@ import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from parvae.errors import SettingError, listed
+from parvae.storage import Place, place_of
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -164,10 +164,10 @@ class RunSettings:
         return cls(**{name: _section(hints[name], name, table) for name, table in document.items()})
 
 
-def read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: str | Place) -> dict[str, Any]:
     """The document of a TOML file."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(place_of(path).read_bytes().decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"the configuration {path} cannot be read: {error}") from error
 

@@ -1,9 +1,13 @@
-"""The run folder: run.toml, metrics.jsonl, ckpt.pt, resume/. Every file appears whole or not at all."""
+"""The run folder, local or in a bucket: run.toml, metrics.jsonl, ckpt.pt, resume/.
+
+Every file appears whole or not at all.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import time
 import tomllib
 import zipfile
 from collections.abc import Mapping
@@ -12,20 +16,25 @@ from typing import Any
 
 import torch
 
-from parvae.bundle import write_whole
 from parvae.errors import BundleError, SettingError
+from parvae.storage import Place, Remote, place_of, write_whole
 from parvae_pipeline.config import RunSettings, read_toml
+
+METRICS_EVERY_S = 5.0
+"""Objects cannot be appended to: in a bucket metrics.jsonl is written anew, at most this often."""
 
 
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        self.path = place_of(path)
         self.settings_path = self.path / "run.toml"
         self.metrics_path = self.path / "metrics.jsonl"
         self.checkpoint_path = self.path / "ckpt.pt"
         self.state_path = self.path / "resume" / "state.pt"
+        self._lines: bytes | None = None
+        self._lines_written_s = float("-inf")
 
     def claim(self, settings: RunSettings) -> None:
         """Write run.toml, or make sure that the one there holds the same settings.
@@ -34,16 +43,17 @@ class RunFolder:
         """
         text = settings.to_toml()
         if self.settings_path.exists():
-            found, wanted = read_toml(str(self.settings_path)), tomllib.loads(text)
+            found, wanted = read_toml(self.settings_path), tomllib.loads(text)
             if found != wanted:
                 raise SettingError(
                     f"{self.path} holds a run with other settings ({_difference(found, wanted)}); "
                     "give another folder with -o, or the same settings to resume"
                 )
             return
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()  # a process was killed while it wrote
-        if self.path.exists() and not self.path.is_dir():
+        if isinstance(self.path, Path):
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()  # a process was killed while it wrote
+        if self.path.is_file():
             raise SettingError(f"{self.path} is a file; give a folder with -o")
         write_whole(self.settings_path, text.encode())
 
@@ -54,10 +64,13 @@ class RunFolder:
         """
         if not self.settings_path.exists():
             raise SettingError(f"{self.path} holds no run to resume (no run.toml); name the data to start one")
-        return RunSettings.from_mapping(read_toml(str(self.settings_path)))
+        return RunSettings.from_mapping(read_toml(self.settings_path))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if isinstance(self.metrics_path, Remote):
+            self._log_to_object(self.metrics_path, record)
+            return
         with self.metrics_path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, io.SEEK_END)
@@ -69,11 +82,13 @@ class RunFolder:
         """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text().splitlines()
+        lines = self.metrics_path.read_bytes().decode(errors="replace").splitlines()
         return [record for record in map(_parsed, lines) if record is not None]
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace resume/state.pt."""
+        if self._lines is not None:
+            write_whole(self.metrics_path, self._lines)
         write_whole(self.state_path, torch_bytes(state))
 
     def load_state(self) -> dict[str, Any] | None:
@@ -83,6 +98,16 @@ class RunFolder:
         """
         return torch_load(self.state_path) if self.state_path.exists() else None
 
+    def _log_to_object(self, place: Remote, record: Mapping[str, Any]) -> None:
+        """Keep the lines here, and write them all when the last time is long enough ago; `save_state` does, too."""
+        if self._lines is None:
+            self._lines = place.read_bytes() if place.exists() else b""
+        self._lines += json.dumps(record).encode() + b"\n"
+        now_s = time.monotonic()
+        if now_s - self._lines_written_s >= METRICS_EVERY_S:
+            write_whole(place, self._lines)
+            self._lines_written_s = now_s
+
 
 def torch_bytes(document: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as torch writes them."""
@@ -91,21 +116,23 @@ def torch_bytes(document: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def torch_load(path: Path) -> dict[str, Any]:
+def torch_load(path: Place) -> dict[str, Any]:
     """A file of tensors and plain values; nothing in it can run code.
 
     Raises BundleError when it is missing, damaged or something else.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()  # torch does not check: a flipped byte in a weight would load
         if damaged is not None:
             raise BundleError(f"{path} is damaged ({damaged}); copy it again or train anew")
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        content.seek(0)
+        document = torch.load(content, map_location="cpu", weights_only=True)
     except BundleError:
         raise
     except OSError as error:
-        raise BundleError(f"{path} cannot be opened: {error.strerror}") from error
+        raise BundleError(f"{path} cannot be opened: {error.strerror or error}") from error
     except Exception as error:  # torch raises what the unpickler or the zip reader meets: many types
         raise BundleError(
             f"{path} is no checkpoint of vae train, or it is damaged ({type(error).__name__}); "

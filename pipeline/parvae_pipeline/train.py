@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from parvae.errors import DataError
 from parvae.files import find_files
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
+from parvae.storage import Place
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
 from parvae_pipeline.device import choose_device
@@ -69,8 +69,8 @@ class Plan:
 class Result:
     """What a run came to."""
 
-    folder: Path
-    checkpoint_path: Path
+    folder: Place
+    checkpoint_path: Place
     negative_elbo_nats: float
     rate_nats: float
     distortion_nats: float
@@ -83,7 +83,7 @@ class Result:
 
 def train(
     settings: RunSettings,
-    folder: str | Path,
+    folder: str | Place,
     *,
     announce: Callable[[Plan], None] = lambda plan: None,
     report: Callable[[Report], None] = lambda report: None,

@@ -1,0 +1,132 @@
+"""One Parquet file in, one out: batches are read, worked on and written at the same time, in bounded memory.
+
+The output has the rows of the input in their order, and its row groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from parvae.errors import DataError, OutputError
+from parvae.files import DataFile
+from parvae.tally import Tally
+
+BATCH_ROWS, BATCH_BYTES = 16_384, 32 << 20
+BATCHES_AHEAD = 2
+"""Batches in hand beside the one that each thread works on."""
+UNIQUE_VALUES = frozenset({"score", "code"})
+"""Columns whose values rarely repeat, so that a dictionary of them only costs time."""
+TALLY_KEY = "parvae.tally"
+
+Transform = Callable[[pa.Table], tuple[pa.Table, Tally]]
+"""The rows of the output that a batch becomes, and what there is to count; called from several threads."""
+
+
+def stream(
+    file: DataFile, path: Path, transform: Transform, *, stamp: Mapping[str, str], threads: int
+) -> tuple[int, Tally]:
+    """Write what `transform` makes of `file` to `path`; returns the number of rows and the sum of the tallies.
+
+    `stamp` and the tally go into the metadata of the file. Raises DataError when the input is damaged, OutputError when
+    the output cannot be written.
+    """
+    writer: pq.ParquetWriter | None = None
+    num_rows, tally = 0, Tally.empty()
+    try:
+        with contextlib.closing(_in_order(file, transform, threads)) as results:
+            for _, parts in groupby(results, key=itemgetter(0)):
+                tables = []
+                for _, (table, counted) in parts:
+                    tables.append(table)
+                    tally += counted
+                group = pa.concat_tables(tables)
+                with writing(path):
+                    writer = writer or _open_writer(path, group.schema, stamp)
+                    writer.write_table(group.cast(writer.schema), row_group_size=max(1, group.num_rows))
+                num_rows += group.num_rows
+        assert writer is not None, "an empty file gives one empty batch"
+        with writing(path):
+            writer.add_key_value_metadata({TALLY_KEY: tally.to_text()})
+            writer.close()
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+    except BaseException:
+        if writer is not None:
+            with contextlib.suppress(OSError, pa.ArrowException):  # what was written is thrown away
+                writer.close()
+        raise
+    return num_rows, tally
+
+
+@contextlib.contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turns what the system says about an output into a sentence."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"{place} cannot be written ({error}); make room or give another place with -o, and run again: "
+            "files that are finished are kept"
+        ) from error
+
+
+def _open_writer(path: Path, schema: pa.Schema, stamp: Mapping[str, str]) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
+        schema.with_metadata({**(schema.metadata or {}), **stamp}),
+        use_dictionary=[name for name in schema.names if name not in UNIQUE_VALUES],
+    )
+
+
+def _in_order(file: DataFile, transform: Transform, threads: int) -> Generator[tuple[int, tuple[pa.Table, Tally]]]:
+    """(row group, result) of every batch, in order: one thread reads ahead, `threads` transform, the caller writes."""
+    reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
+    waiting: deque[tuple[int, Future[tuple[pa.Table, Tally]]]] = deque()
+    try:
+        with file.open() as parquet:
+            batches = _batches(file, parquet)
+            reading = reader.submit(next, batches, None)
+            while (batch := reading.result()) is not None:
+                reading = reader.submit(next, batches, None)
+                group, table = batch
+                waiting.append((group, workers.submit(transform, table)))
+                if len(waiting) >= threads + BATCHES_AHEAD:
+                    group, future = waiting.popleft()
+                    yield group, future.result()
+            for group, future in waiting:
+                yield group, future.result()
+    finally:
+        workers.shutdown(cancel_futures=True)
+        reader.shutdown(cancel_futures=True)
+
+
+def _batches(file: DataFile, parquet: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+    """(row group, rows); one empty table for an empty file."""
+    footer = parquet.metadata
+    if not footer.num_rows:
+        yield 0, parquet.schema_arrow.empty_table()
+        return
+    for group in range(footer.num_row_groups):
+        facts = footer.row_group(group)
+        row_bytes = max(1, facts.total_byte_size // max(1, facts.num_rows))
+        size = max(256, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+        # The threads that transform are all that may work: Arrow's own would come on top.
+        batches = parquet.iter_batches(batch_size=size, row_groups=[group], use_threads=False)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
+            if batch is None:
+                break
+            yield group, pa.Table.from_batches([batch])
