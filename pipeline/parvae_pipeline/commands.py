@@ -178,9 +178,9 @@ def _print_report(report: Report) -> None:
 
 
 @click.command(cls=Verb)
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN", type=click.Path())
 @json_option
-def report(folder: Path, as_json: bool) -> None:
+def report(folder: str, as_json: bool) -> None:
     """Write report.html (one page, no other file) and report.json into the folder of a RUN."""
     from parvae_pipeline.report import write_report
 

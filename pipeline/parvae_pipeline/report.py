@@ -7,7 +7,6 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parvae.bundle import write_whole
 from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae.schema import CategoryFacts, ImageFacts, NumericFacts, Role, VectorFacts
+from parvae.storage import Place, write_whole
 from parvae_pipeline.charts import bar_chart, image_grid, legend, line_chart, scatter_chart
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
 from parvae_pipeline.diagnosis import findings
@@ -36,7 +35,7 @@ QUANTILES = (0.01, 0.99)
 NUM_MARGINALS = 24
 
 
-def write_report(folder: str | Path, *, seed: int = 0) -> tuple[Path, dict[str, Any]]:
+def write_report(folder: str | Place, *, seed: int = 0) -> tuple[Place, dict[str, Any]]:
     """Write report.html and report.json into the run folder; returns the path of the page and what report.json holds.
 
     Raises SettingError when there is no run, BundleError when its checkpoint cannot be read, DataError when the
