@@ -23,6 +23,7 @@ from onnx import numpy_helper
 import parvae
 from parvae.bundle import read_bundle
 from parvae.errors import BundleError
+from parvae.images import encode_png
 from parvae.schema import NumericFacts
 from parvae_export.export import export
 from parvae_export.graphs import GRAPHS, EncodeGraph, Graph
@@ -47,7 +48,7 @@ NUMBERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "spiked": lambda generator, n: np.where(np.arange(n) % 5, 0.1, generator.normal(50.0, 3.0, n)),
     "spiked grid": lambda generator, n: np.where(np.arange(n) % 3, 40, generator.integers(-3, 99, n)),
 }
-KINDS = (*NUMBERS, "timestamp", "duration", "category", "boolean", "binary", "embedding", "bytes", "image")
+KINDS = (*NUMBERS, "timestamp", "duration", "category", "boolean", "binary", "embedding", "bytes", "image", "png")
 
 
 def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Array:
@@ -64,6 +65,8 @@ def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Ar
         return pa.array([None if value == 2 else bool(value) for value in generator.integers(0, 3, num_rows)])
     if kind == "embedding":
         return pa.FixedSizeListArray.from_arrays(pa.array(generator.normal(0, 30, 5 * num_rows).astype("f4")), 5)
+    if kind == "png":
+        return pa.array(encode_png(generator.integers(0, 256, (num_rows, 11, 9, 3)).astype("u1")), pa.large_binary())
     size, high = {"binary": (9, 2), "bytes": (7, 256), "image": (10 * 18 * 3, 256)}[kind]
     return pa.FixedSizeListArray.from_arrays(pa.array(generator.integers(0, high, size * num_rows).astype("u1")), size)
 
@@ -79,7 +82,7 @@ def model_of(kinds: list[str], prior: str, seed: int) -> tuple[VariationalAutoen
     table = pa.table(columns, schema=pa.schema(fields))
     schema = infer_schema(statistics_of(table), overrides={}, label=None)
     torch.manual_seed(seed)
-    network = "image" if "image" in kinds else "table"
+    network = "image" if {"image", "png"} & set(kinds) else "table"
     model = VariationalAutoencoder(
         schema,
         Architecture(network=network, prior=prior, latent_size=3, width=8, depth=2, channels=16, num_components=3),

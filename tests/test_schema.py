@@ -235,7 +235,7 @@ def test_roles_without_columns_make_no_input() -> None:
         (pa.duration("s"), "duration"),
         (pa.time64("us"), "time"),
         (pa.month_day_nano_interval(), "other"),
-        (pa.binary(), "other"),
+        (pa.binary(), "encoded"),
         (pa.binary(4), "other"),
         (pa.struct({"float": pa.float32()}), "other"),
         (pa.map_(pa.string(), pa.int64()), "other"),
@@ -344,11 +344,11 @@ def test_a_retyped_column_is_named_with_both_types_and_the_remedy() -> None:
         (category("code", "int64"), {"integer", "floating"}),
         (category("flag", "bool"), {"boolean"}),
         (vector("embedding"), {"list"}),
-        (image("photo"), {"list"}),
+        (image("photo"), {"list", "encoded"}),
     ],
 )
 def test_a_column_may_change_its_type_within_what_its_role_reads(column: Column, allowed: set[str]) -> None:
-    for family in ("integer", "floating", "text", "boolean", "list", "other"):
+    for family in ("integer", "floating", "text", "boolean", "list", "encoded", "other"):
         if family in allowed:
             check_family(column, family, family)
         else:

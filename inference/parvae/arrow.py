@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from parvae.errors import DataError
+from parvae.images import decode_images, encode_png
 from parvae.rows import Arrays, clip_to_integer
 from parvae.schema import Column, ImageFacts, Role, Schema, VectorFacts, canonical_text, check_family, type_family
 from parvae.times import SECONDS_PER_DAY, seconds_from_ticks, ticks_from_seconds, unit_of
@@ -22,7 +23,8 @@ TEMPORAL_FAMILIES = ("timestamp", "duration", "time")
 class ArrowColumns:
     """Columns of an Arrow table, read without a Python object a row."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Any, *, num_threads: int = 1) -> None:
+        self._num_threads = num_threads
         self._table = as_table(rows)
         self.names = tuple(self._table.column_names)
         self.num_rows = self._table.num_rows
@@ -42,7 +44,10 @@ class ArrowColumns:
         return distinct_levels(self._checked(column))
 
     def elements(self, column: Column) -> NDArray[Any]:
-        return list_elements(column.name, self._checked(column))
+        values = self._checked(column)
+        if type_family(str(values.type)) == "encoded":
+            return decode_images(column, image_files(values), num_threads=self._num_threads)
+        return list_elements(column.name, values)
 
     def _checked(self, column: Column) -> pa.ChunkedArray:
         values = self._table.column(column.name)
@@ -70,6 +75,13 @@ def distinct_levels(values: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int6
     texts = [canonical_text(value) for value in encoded.dictionary.to_pylist()]
     rows = pc.fill_null(encoded.indices.cast(pa.int64()), len(texts)).to_numpy(zero_copy_only=False)
     return [*texts, canonical_text(None)], np.asarray(rows, dtype=np.int64)
+
+
+def image_files(values: pa.ChunkedArray) -> list[bytes | None]:
+    """The files in a column of bytes, or of structs with a field `bytes`."""
+    content = pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+    files: list[bytes | None] = content.to_pylist()
+    return files
 
 
 def list_elements(name: str, values: pa.ChunkedArray) -> NDArray[Any]:
@@ -123,6 +135,10 @@ def as_table(rows: Any) -> pa.Table:
 def arrow_type(column: Column) -> pa.DataType:
     """The Arrow type of a column, from its printed name."""
     text = column.arrow_type
+    if column.family == "encoded":
+        fields = re.findall(r"(\w+): (\w+)", text)
+        kinds = [(name, pa.type_for_alias(kind)) for name, kind in fields]
+        return pa.struct(kinds) if text.startswith("struct") else pa.type_for_alias(text)
     if isinstance(column.facts, (VectorFacts, ImageFacts)):
         size = column.facts.size if isinstance(column.facts, VectorFacts) else _num_pixels(column.facts)
         element = column.facts.element if isinstance(column.facts, VectorFacts) else "uint8"
@@ -142,6 +158,9 @@ def arrow_type(column: Column) -> pa.DataType:
 def to_array(column: Column, values: NDArray[Any], kind: pa.DataType | None = None) -> pa.Array:
     """One column of `rows_from_outputs` as an Arrow array of `kind` (default: the type it was trained on)."""
     kind = kind or arrow_type(column)
+    if column.role is Role.IMAGE and type_family(str(kind)) == "encoded":
+        files = encode_png(values)
+        return pa.array([{"bytes": file} for file in files] if pa.types.is_struct(kind) else files, kind)
     if column.role in (Role.VECTOR, Role.IMAGE):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:]))).cast(kind)

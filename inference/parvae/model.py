@@ -43,7 +43,7 @@ class VAE:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, low_memory: bool = False) -> None:
-        self._bundle = bundle
+        self._bundle, self._threads = bundle, threads
         self._schema = Schema.from_json(bundle.manifest["schema"])
         self._calibration = Calibration.from_json(bundle.manifest["calibration"])
         graphs = {graph: bundle.members[f"{graph}.onnx"] for graph in GRAPHS}
@@ -159,7 +159,7 @@ class VAE:
         return f"<parvae.VAE {self.model_id[:12]} latent_size={self.latent_size} columns=({names}{more})>"
 
     def _run_rows(self, graph: str, rows: Any) -> Arrays:
-        inputs, num_rows = read_inputs(self._schema, rows)
+        inputs, num_rows = read_inputs(self._schema, rows, num_threads=self._threads)
         return self._run(graph, inputs, num_rows)
 
     def _run(self, graph: str, inputs: Arrays, num_rows: int) -> Arrays:

@@ -7,13 +7,14 @@ Letters in shapes: n rows, d elements of a vector, (h, w, c) height, width and c
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parvae.errors import DataError, MissingExtraError
+from parvae.images import decode_images, encoded_like
 from parvae.schema import (
     NULL_TEXT,
     CategoryFacts,
@@ -49,19 +50,19 @@ class Columns(Protocol):
         """Distinct values as canonical text, and (n,) the index of each row's value among them."""
 
     def elements(self, column: Column) -> NDArray[Any]:
-        """(n, d) elements of a list column."""
+        """(n, d) elements of a list column, or pixels of encoded images."""
 
 
-def columns_of(rows: Any) -> Columns:
-    """The adapter for what the caller brought.
+def columns_of(rows: Any, *, num_threads: int = 1) -> Columns:
+    """The adapter for what the caller brought; `num_threads` decode encoded images.
 
     Raises DataError when it is nothing that holds named columns, MissingExtraError when Arrow data comes and pyarrow
     is not installed.
     """
     if isinstance(rows, Mapping):
-        return MappingColumns(rows)
+        return MappingColumns(rows, num_threads=num_threads)
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
-        columns: Columns = _arrow().ArrowColumns(rows)
+        columns: Columns = _arrow().ArrowColumns(rows, num_threads=num_threads)
         return columns
     raise DataError(
         f"rows are a {type(rows).__name__}; give a mapping of column name to array, an Arrow table, "
@@ -69,12 +70,12 @@ def columns_of(rows: Any) -> Columns:
     )
 
 
-def read_inputs(schema: Schema, rows: Any) -> tuple[Arrays, int]:
+def read_inputs(schema: Schema, rows: Any, *, num_threads: int = 1) -> tuple[Arrays, int]:
     """The input tensors of the graphs, by name, and the number of rows.
 
     Raises DataError naming the column that is missing, comes twice, or has a type or length the model cannot read.
     """
-    columns = columns_of(rows)
+    columns = columns_of(rows, num_threads=num_threads)
     require_columns(schema, columns.names)
     return {block.name: read_block(block, columns) for block in schema.inputs}, columns.num_rows
 
@@ -178,7 +179,8 @@ def clip_to_integer(values: NDArray[Any], name: str) -> NDArray[Any]:
 def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
     """`columns` in the kind of container that `rows` is; what the model does not cover passes through."""
     if isinstance(rows, Mapping):
-        return {**rows, **columns}
+        images = [name for name in columns if schema[name].role is Role.IMAGE]
+        return {**rows, **columns, **{name: encoded_like(rows[name], columns[name]) for name in images}}
     return _arrow().in_the_form_of(rows, schema, columns)
 
 
@@ -195,7 +197,8 @@ def _arrow() -> Any:
 class MappingColumns:
     """A mapping of column name to numpy array (or list)."""
 
-    def __init__(self, rows: Mapping[str, Any]) -> None:
+    def __init__(self, rows: Mapping[str, Any], *, num_threads: int = 1) -> None:
+        self._num_threads = num_threads
         self._arrays = {name: _as_array(name, values) for name, values in rows.items()}
         self.names = tuple(self._arrays)
         lengths = {name: len(array) for name, array in self._arrays.items()}
@@ -223,6 +226,8 @@ class MappingColumns:
         array = self._arrays[column.name]
         if not len(array):
             return np.empty((0, 0), np.float32)
+        if column.role is Role.IMAGE and array.ndim == 1 and array.dtype.kind in "OS":
+            return decode_images(column, array.tolist(), num_threads=self._num_threads)
         if array.dtype == object or array.ndim < 2:
             raise DataError(
                 f"column {column.name!r} must be an array of shape (rows, elements) with numbers; "
@@ -245,6 +250,10 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
         masked = np.ma.getmaskarray(values)
         values = np.ma.getdata(values).astype(object)
         values[masked] = None
+    if isinstance(values, Sequence) and any(isinstance(value, bytes) for value in values):
+        files = np.empty(len(values), dtype=object)  # as numpy's own kind of bytes they would lose zeros at their end
+        files[:] = values
+        return files
     try:
         array = np.asarray(values)
     except ValueError as error:

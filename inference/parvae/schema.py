@@ -93,6 +93,8 @@ class ImageFacts:
     channels: int
     mean: float
     stddev: float
+    resizes: bool = False
+    """Whether encoded images of another size are resized to this one, as in training; otherwise they are an error."""
 
 
 Facts = NumericFacts | CategoryFacts | BooleanFacts | VectorFacts | ImageFacts
@@ -246,7 +248,7 @@ def _column_from_json(entry: Mapping[str, Any]) -> Column:
 
 
 def type_family(arrow_type: str) -> str:
-    """The family of an Arrow type: integer, floating, text, boolean, timestamp, duration, time, list or other.
+    """The family of an Arrow type: integer, floating, text, boolean, timestamp, duration, time, list, encoded or other.
 
     >>> type_family("dictionary<values=string, indices=int32, ordered=0>")
     'text'
@@ -268,6 +270,10 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "duration": ("duration",),
     "time": ("time32", "time64"),
     "list": ("list", "large_list", "fixed_size_list", "extension<arrow.fixed_shape_tensor"),
+    "encoded": (
+        *("binary", "large_binary", "struct<bytes: binary", "struct<bytes: large_binary"),
+        *("struct<path: string, bytes: binary", "struct<path: string, bytes: large_binary"),
+    ),
 }
 
 _FITTING_FAMILIES: Mapping[Role, frozenset[str]] = {
@@ -275,7 +281,7 @@ _FITTING_FAMILIES: Mapping[Role, frozenset[str]] = {
     Role.TIMESTAMP: frozenset({"timestamp"}),
     Role.BOOLEAN: frozenset({"boolean"}),
     Role.VECTOR: frozenset({"list"}),
-    Role.IMAGE: frozenset({"list"}),
+    Role.IMAGE: frozenset({"list", "encoded"}),
 }
 
 

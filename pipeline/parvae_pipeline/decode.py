@@ -34,11 +34,11 @@ CACHED_FOOTERS = 16
 class UnitTables:
     """The row groups of a plan as Arrow tables; may be used from several threads."""
 
-    def __init__(self, units: Units, *, columns: list[str] | None) -> None:
-        """`columns` are those to read; None reads all."""
+    def __init__(self, units: Units, *, columns: list[str] | None, row_bytes: int = 0) -> None:
+        """`columns` are those to read; None reads all. A row decodes to `row_bytes` if its type does not say more."""
         self.units, self._columns = units, columns
         fields = [units.schema.field(name) for name in columns or units.schema.names]
-        self._row_bytes = 8 * sum(_num_elements(field.type) for field in fields)
+        self._row_bytes = max(row_bytes, 8 * sum(_num_elements(field.type) for field in fields))
         self._footer: Callable[[int], pq.FileMetaData] = lru_cache(maxsize=CACHED_FOOTERS)(self._read_footer)
 
     def chunks(self, unit: int) -> Iterator[tuple[int, pa.Table]]:
@@ -80,7 +80,9 @@ class UnitRows:
 
     def __init__(self, units: Units, schema: Schema, split: Split) -> None:
         self.units, self.schema, self.split = units, schema, split
-        self._tables = UnitTables(units, columns=[column.name for column in schema.modelled])
+        names = [column.name for column in schema.modelled]
+        self._tables = UnitTables(units, columns=names, row_bytes=row_bytes(schema))
+        self._num_image_threads = threads_within(len(units))
 
     def chunks(self, unit: int) -> Iterator[tuple[NDArray[np.bool_], Callable[[], Arrays]]]:
         """For every chunk of a unit: (n,) which rows are held out, and a function that encodes them."""
@@ -89,7 +91,7 @@ class UnitRows:
 
             def encoded(first: int = first, table: pa.Table = table) -> Arrays:
                 try:
-                    return encode(self.schema, table)
+                    return encode(self.schema, table, num_threads=self._num_image_threads)
                 except DataError as error:
                     raise self._tables.error(unit, first, error) from error
 
@@ -167,6 +169,11 @@ def empty_arrays(schema: Schema, num_rows: int) -> Arrays:
 def row_bytes(schema: Schema) -> int:
     """Bytes that one encoded row takes in memory."""
     return sum(array.nbytes for array in empty_arrays(schema, 1).values())
+
+
+def threads_within(num_units: int) -> int:
+    """Threads that one unit may use of its own, for images, where there are fewer units than processors."""
+    return max(1, int(pa.cpu_count()) // max(1, num_units))
 
 
 def _num_elements(kind: pa.DataType) -> int:

@@ -38,9 +38,9 @@ class Reader(Protocol):
         """Batches of raw tensors by block name, without end, from step `first_step` on."""
 
 
-def encode(schema: Schema, table: pa.Table) -> Arrays:
-    """The rows of a table as the tensors that the network takes."""
-    columns = ArrowColumns(table)
+def encode(schema: Schema, table: pa.Table, *, num_threads: int = 1) -> Arrays:
+    """The rows of a table as the tensors that the network takes; `num_threads` decode images."""
+    columns = ArrowColumns(table, num_threads=num_threads)
     require_columns(schema, columns.names)
     arrays: Arrays = {}
     for block in schema.inputs:

@@ -20,6 +20,7 @@ from parvae.schema import (
     Schema,
     VectorFacts,
 )
+from parvae_pipeline.image_roles import encoded_facts, suggest_encoded
 from parvae_pipeline.numeric_rules import numeric_facts
 from parvae_pipeline.statistics import ColumnStatistics
 
@@ -123,6 +124,8 @@ def _suggest(column: ColumnStatistics) -> tuple[Role, str]:
         return Role.BOOLEAN, "true or false"
     if column.family == "list":
         return _suggest_list(column)
+    if column.family == "encoded":
+        return suggest_encoded(column)
     return Role.IGNORED, f"type {column.arrow_type} is not read yet; turn it into numbers or text to use it"
 
 
@@ -216,6 +219,8 @@ def _facts(column: ColumnStatistics, role: Role) -> Facts | None:
     if role is Role.BOOLEAN:
         _require(column, role, column.family == "boolean" and len(column.levels) > 0, "true and false")
         return BooleanFacts(share_true=column.levels["true"] / column.levels.total())
+    if role is Role.IMAGE and column.family == "encoded":
+        return encoded_facts(column)
     if role in (Role.VECTOR, Role.IMAGE):
         fits = column.family == "list" and len(column.list_sizes) == 1 and min(column.list_sizes) > 0
         _require(column, role, fits, "lists of numbers, all of one length and without nulls")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from parvae.errors import DataError
-from parvae_pipeline.decode import UnitTables
+from parvae_pipeline.decode import UnitTables, threads_within
 from parvae_pipeline.parallel import map_in_order
 from parvae_pipeline.statistics import ColumnStatistics, statistics_of
 from parvae_pipeline.units import Units
@@ -30,7 +30,7 @@ def _unit_statistics(tables: UnitTables, unit: int) -> dict[str, ColumnStatistic
     merged: dict[str, ColumnStatistics] = {}
     for first, table in tables.chunks(unit):
         try:
-            _merge(merged, statistics_of(table))
+            _merge(merged, statistics_of(table, num_threads=threads_within(len(tables.units))))
         except DataError as error:
             raise tables.error(unit, first, error) from error
     return merged

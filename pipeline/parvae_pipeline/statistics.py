@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, list_elements, temporal_seconds
+from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, image_files, list_elements, temporal_seconds
 from parvae.errors import DataError
 from parvae.schema import NULL_TEXT, type_family
+from parvae_pipeline.image_statistics import ImageStatistics
 
 MAX_MAGNITUDE = 1e150
 """Larger numbers count as infinite: their squares would be."""
@@ -94,6 +95,8 @@ class ColumnStatistics:
     overflowed: bool = False
     num_words: int = 0
     list_sizes: set[int] = field(default_factory=set)
+    images: ImageStatistics = field(default_factory=ImageStatistics)
+    """Of the encoded images in a column of bytes; their pixels are in `moments`."""
 
     @property
     def family(self) -> str:
@@ -121,17 +124,17 @@ class ColumnStatistics:
         steps = steps[steps > 1e-9 * max(1e-300, self.moments.stddev)]
         return float(steps.min()) if steps.size else 0.0
 
-    def add(self, values: pa.ChunkedArray) -> None:
-        """Take in the values of some rows.
+    def add(self, values: pa.ChunkedArray, *, num_threads: int = 1) -> None:
+        """Take in the values of some rows; `num_threads` decode images.
 
         Raises DataError when the text of a column is not UTF-8.
         """
         try:
-            self._add(values)
+            self._add(values, num_threads)
         except UnicodeDecodeError as error:
             raise DataError(f"column {self.name!r} holds text that is not UTF-8 ({error}); convert it") from error
 
-    def _add(self, values: pa.ChunkedArray) -> None:
+    def _add(self, values: pa.ChunkedArray, num_threads: int) -> None:
         self.num_rows += len(values)
         self.num_nulls += values.null_count
         if self.family in ("integer", "floating", *TEMPORAL_FAMILIES):
@@ -140,6 +143,11 @@ class ColumnStatistics:
             self._add_levels(values)
         elif self.family == "list" and len(values):
             self._add_lists(values)
+        elif self.family == "encoded":
+            files = image_files(values)
+            self.num_nulls += files.count(None) - values.null_count  # a struct may be there, and its bytes not
+            for pixels in self.images.add(files, num_threads=num_threads):
+                self.moments.add(pixels)
 
     def merge(self, other: ColumnStatistics) -> None:
         """Take in the statistics of the same column over other rows."""
@@ -150,6 +158,7 @@ class ColumnStatistics:
         self.num_infinite += other.num_infinite
         self.num_words += other.num_words
         self.list_sizes |= other.list_sizes
+        self.images.merge(other.images)
         self.moments.merge(other.moments)
         self.log_moments.merge(other.log_moments)
         self._count(other.levels, other.num_rows_of_levels)
@@ -214,13 +223,13 @@ def signed_log(values: NDArray[Any]) -> NDArray[np.float64]:
     return logs
 
 
-def statistics_of(table: pa.Table) -> dict[str, ColumnStatistics]:
-    """The statistics of every column of a table."""
+def statistics_of(table: pa.Table, *, num_threads: int = 1) -> dict[str, ColumnStatistics]:
+    """The statistics of every column of a table; `num_threads` decode images."""
     result = {}
     for index, column_field in enumerate(table.schema):
         metadata = {**(table.schema.metadata or {}), **(column_field.metadata or {})}
         text = {key.decode(): value.decode(errors="replace") for key, value in metadata.items() if key == b"shape"}
         statistics = ColumnStatistics(name=column_field.name, arrow_type=column_field.type, metadata=text)
-        statistics.add(table.column(index))
+        statistics.add(table.column(index), num_threads=num_threads)
         result[column_field.name] = statistics
     return result
