@@ -160,7 +160,7 @@ def test_dates_are_seconds() -> None:
 
 def test_bytes_are_counted_and_nothing_more() -> None:
     found = column(pa.array([b"x", None]))
-    assert (found.num_rows, found.num_nulls, found.family) == (2, 1, "other")
+    assert (found.num_rows, found.num_nulls, found.family) == (2, 1, "encoded")
     assert not found.levels
 
 
