@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from ray_head import ray_head
 
 from parvae.cli import vae
 
@@ -21,12 +21,8 @@ from parvae.cli import vae
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """A head node of its own, and the environment of those who talk to it."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray = Path(sys.executable).with_name("ray")
-    start = [ray, "start", "--head", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=200000000"]
-    subprocess.run([*start, "--port=6391", "--disable-usage-stats"], check=True, capture_output=True, env=environment)
-    yield {**environment, "RAY_ADDRESS": "127.0.0.1:6391"}
-    subprocess.run([ray, "stop", "--force"], check=True, capture_output=True, env=environment)
+    with ray_head(num_cpus=2) as environment:
+        yield environment
 
 
 @pytest.mark.slow
