@@ -24,20 +24,18 @@ from parvae.schema import (
     UNSEEN_CODE,
     BooleanFacts,
     CategoryFacts,
-    ImageFacts,
     Input,
     Role,
     VectorFacts,
 )
 from parvae_pipeline.block import MAX_ENCODER_UNITS, MAX_STANDARD_UNITS, Block, Presence
+from parvae_pipeline.image_block import ImageBlock
 from parvae_pipeline.likelihoods import (
     Bernoulli,
     Categorical,
-    CrossEntropy,
     DiscretizedLogistic,
-    Likelihood,
     SharedGaussian,
-    UnitGaussian,
+    textbook_likelihood,
 )
 from parvae_pipeline.numeric_block import NumericBlock
 from parvae_pipeline.time_block import TimestampBlock
@@ -125,7 +123,7 @@ class VectorBlock(Block):
             )
         if likelihood != "auto":
             high = 1.0 if facts.is_binary else 255.0
-            self.likelihood = _textbook(likelihood, facts.size, self._target_moments(), high)
+            self.likelihood = textbook_likelihood(likelihood, facts.size, self._target_moments(), high)
         elif facts.is_binary:
             self.likelihood = Bernoulli(facts.size, num_rows=num_rows)
         elif self.is_uint8:
@@ -156,36 +154,6 @@ class VectorBlock(Block):
 
     def _standardised(self, values: Tensor) -> Tensor:
         return (values - self.mean_element) / self.stddev_element
-
-
-class ImageBlock(Block):
-    """One image column (B, H, W, C) uint8: discretised logistic for every pixel, in channel-first order inside."""
-
-    def __init__(self, block: Input, num_rows: int, likelihood: str = "auto") -> None:
-        super().__init__(block)
-        facts = block.columns[0].facts_as(ImageFacts)
-        self.height, self.width, self.channels = facts.height, facts.width, facts.channels
-        self.num_values = self.num_features = facts.height * facts.width * facts.channels
-        self.mean_pixel, self.stddev_pixel = facts.mean, facts.stddev or 1.0
-        if likelihood != "auto":
-            self.likelihood = _textbook(likelihood, self.num_values, (self.mean_pixel, self.stddev_pixel), 255.0)
-        else:
-            self.likelihood = DiscretizedLogistic(self.num_values, mean=self.mean_pixel, stddev=self.stddev_pixel)
-
-    def target(self, raw: Tensor) -> tuple[Tensor, None]:
-        return raw.permute(0, 3, 1, 2).reshape(-1, self.num_values).float(), None
-
-    def features(self, raw: Tensor) -> Tensor:
-        return (self.target(raw)[0] - self.mean_pixel) / self.stddev_pixel
-
-    def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
-        pixels = values.reshape(-1, self.channels, self.height, self.width).permute(0, 2, 3, 1)
-        return torch.round(pixels).clamp(0.0, 255.0).to(torch.uint8)
-
-
-def _textbook(name: str, size: int, moments: tuple[float, float], high: float) -> Likelihood:
-    """The likelihood that a setting names in place of the one that fits the data."""
-    return CrossEntropy(size, high=high) if name == "bce" else UnitGaussian(size, mean=moments[0], stddev=moments[1])
 
 
 BLOCKS: Mapping[Role, type[NumericBlock | BooleanBlock | CategoryBlock | VectorBlock | ImageBlock]] = {

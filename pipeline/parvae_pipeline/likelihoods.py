@@ -152,6 +152,11 @@ class CrossEntropy(nn.Module):
         return torch.log(share) - torch.log1p(-share)
 
 
+def textbook_likelihood(name: str, size: int, moments: tuple[float, float], high: float) -> Likelihood:
+    """The likelihood that a setting names (mse, bce) in place of the one that fits the data."""
+    return CrossEntropy(size, high=high) if name == "bce" else UnitGaussian(size, mean=moments[0], stddev=moments[1])
+
+
 class Bernoulli(nn.Module):
     """0 or 1, from a logit for every row and value; anything else has probability 1 / (num_rows + 2)."""
 

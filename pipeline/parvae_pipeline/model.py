@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from parvae.errors import SettingError
 from parvae.schema import Schema
 from parvae_pipeline.block import Block
-from parvae_pipeline.blocks import BLOCKS, ImageBlock
+from parvae_pipeline.blocks import BLOCKS
+from parvae_pipeline.image_block import ImageBlock
 from parvae_pipeline.networks import NETWORKS, Size
 from parvae_pipeline.priors import PRIORS, gaussian_log_prob
 
@@ -212,5 +213,5 @@ def _network_size(blocks: list[Block], architecture: Architecture) -> Size:
         depth=architecture.depth,
         channels=architecture.channels,
         image=(image.channels, image.height, image.width) if image else None,
-        image_parameters=image.num_parameters // image.num_values if image else 0,
+        image_maps=image.num_maps if image else 0,
     )

@@ -30,8 +30,8 @@ class Size:
     channels: int
     image: tuple[int, int, int] | None
     """(channels, height, width) when the last features are the pixels of an image."""
-    image_parameters: int
-    """Decoder outputs for every pixel and channel."""
+    image_maps: int
+    """Decoder outputs for every pixel."""
 
 
 class GatedResidual(nn.Module):
@@ -184,10 +184,10 @@ class ImageDecoder(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         assert size.image is not None
-        channels, self.height, self.width = size.image
+        _, self.height, self.width = size.image
         self.quarter = (-(-self.height // 4), -(-self.width // 4))
         fine, coarse = size.channels, 2 * size.channels
-        maps = channels * size.image_parameters
+        maps = size.image_maps
         self.coarse = coarse
         self.entry = nn.Linear(size.latent_size, coarse * self.quarter[0] * self.quarter[1])
         self.body = nn.Sequential(
