@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from parvae_pipeline.diagnosis import describe_code, findings, prior_mismatch_auc
-from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.evaluate import evaluate, with_rate_of
 from parvae_pipeline.finish import choose_prior
 from parvae_pipeline.mixture import choose_mixture, fit_mixture
 from parvae_pipeline.model import VariationalAutoencoder
@@ -75,11 +75,11 @@ def test_a_mixture_of_few_codes_is_finite(num_codes: int) -> None:
     assert bool(torch.isfinite(mixture.log_prob(codes)).all())
 
 
-def untrained() -> tuple[VariationalAutoencoder, dict[str, np.ndarray]]:
+def untrained(kind: str = "vae") -> tuple[VariationalAutoencoder, dict[str, np.ndarray]]:
     """A model whose encoder puts the codes far from N(0, I): a hole by construction."""
     schema, rows = encoded(people_table(400))
     torch.manual_seed(0)
-    model = VariationalAutoencoder(schema, architecture(latent_size=2))
+    model = VariationalAutoencoder(schema, architecture(latent_size=2, kind=kind))
     with torch.no_grad():
         model.encoder.head.linear.bias.copy_(torch.tensor([3.0, -3.0, 0.0, 0.0]))
     return model, {name: np.array(array) for name, array in rows.items()}
@@ -95,6 +95,20 @@ def test_the_prior_is_chosen_by_held_out_nats_and_the_choice_says_why() -> None:
     assert after.distortion_nats == pytest.approx(before.distortion_nats, abs=1e-4)
     assert event["message"].startswith("prior: mixture (the fewest); nats a row of held-out codes: mixture")
     assert event["rate_nats"]["mixture"] < event["rate_nats"]["normal"]
+
+
+@pytest.mark.parametrize("kind", ["vae", "autoencoder"])
+def test_another_prior_changes_the_rate_of_an_evaluation_and_nothing_else(kind: str) -> None:
+    model, rows = untrained(kind)
+    chosen, _ = choose_prior(model, rows, rows, named="mixture", seed=0)
+    assert chosen is not model
+    assert with_rate_of(evaluate(model, rows), chosen, rows) == evaluate(chosen, rows)
+
+
+def test_a_mixture_grows_no_further_than_its_time_allows() -> None:
+    codes = drawn(three_clusters(), 4_000)
+    assert choose_mixture(codes, codes, seed=0, allowed_s=0.0).num_components == 1
+    assert choose_mixture(codes, codes, seed=0, allowed_s=1e6).num_components > 1
 
 
 def test_a_named_prior_stays_whatever_it_costs() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from parvae_pipeline.schedule import (
     MIN_EVALUATION_STEPS,
     Schedule,
 )
-from parvae_pipeline.trainer import FIRST_TIMING_STEPS, MAX_ROLLBACKS, MAX_SKIPS_IN_A_ROW, MIN_NORMS, Report, Trainer
+from parvae_pipeline.trainer import FIRST_TIMING_STEP, MAX_ROLLBACKS, MAX_SKIPS_IN_A_ROW, MIN_NORMS, Report, Trainer
 
 Rows = tuple[Schema, Arrays, Arrays]
 """A schema, training rows and held-out rows."""
@@ -329,10 +331,49 @@ def test_a_deadline_that_is_over_shortens_the_schedule_to_what_was_done(people: 
     trainer = trainer_for(people, total_steps=100_000, deadline_s=time.monotonic() - 1.0, report=reports_of(seen))
     trainer.fit()
     assert trainer.progress.step < 100_000
-    assert trainer.progress.total_steps == trainer.progress.step <= FIRST_TIMING_STEPS
+    assert trainer.progress.total_steps == trainer.progress.step <= FIRST_TIMING_STEP
     assert trainer.schedule.total_steps == trainer.progress.step
     assert seen[-1][0] == trainer.progress.step
     assert math.isfinite(trainer.progress.best_nats)
+
+
+def test_a_deadline_shortens_the_schedule_before_rate_and_kl_weight_could_jump(
+    people: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("parvae_pipeline.trainer.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    trainer = trainer_for(people, total_steps=100_000, deadline_s=300.0)
+    step, kl_weights = trainer._step, []
+
+    def recorded(batch: dict[str, Tensor]) -> list[Tensor]:
+        kl_weights.append(trainer.schedule.kl_weight(trainer.progress.step))
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "_step", recorded)
+    trainer.fit()
+    assert 60 < len(kl_weights) <= 100  # three looks at the clock a step
+    rises = np.diff(kl_weights)
+    assert kl_weights[-1] == 1.0
+    assert rises.max() < (FIRST_TIMING_STEP + 1.5) / trainer.schedule.warmup_steps
+    assert rises.min() > -0.5 / trainer.schedule.warmup_steps
+
+
+def test_a_run_ends_in_time_on_a_machine_that_becomes_slower(people: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("parvae_pipeline.trainer.time", SimpleNamespace(monotonic=lambda: now_s))
+    trainer = trainer_for(people, total_steps=100_000, deadline_s=200.0)
+    step, rates = trainer._step, []
+
+    def timed(batch: dict[str, Tensor]) -> list[Tensor]:
+        nonlocal now_s
+        now_s += 1.0 if trainer.progress.step < 100 else 5.0
+        rates.append(trainer.schedule.learning_rate(trainer.progress.step))
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "_step", timed)
+    trainer.fit()
+    assert 160.0 < now_s <= 205.0
+    assert rates[-1] < 0.1 * max(rates), "the schedule came to its end"
 
 
 def test_a_deadline_far_away_leaves_the_schedule_as_it_is(people: Rows) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parvae.rows import Arrays
-from parvae_pipeline.evaluate import estimate_likelihood, evaluate, posteriors
+from parvae_pipeline.evaluate import Evaluation, estimate_likelihood, evaluate, posteriors
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.reader import select
 
@@ -101,13 +101,17 @@ def diagnose(
     training: Arrays,
     held_out: Arrays,
     *,
+    evaluation: Evaluation,
     num_steps: int,
     num_skipped: int,
     num_likelihood_rows: int,
     num_samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Figures and findings as plain values, from a sample of training rows and the held-out rows."""
+    """Figures and findings as plain values, from a sample of training rows and the held-out rows.
+
+    `evaluation` is that of the held-out rows.
+    """
     some = select(held_out, slice(0, CLASSIFIER_CODES))
     mean, log_variance = posteriors(model, some)
     code = describe_code(mean, log_variance)
@@ -116,19 +120,20 @@ def diagnose(
     drawn = model.prior.sample(torch.randn(len(codes), model.prior.num_noise, generator=generator))
     rows = select(held_out, slice(0, num_likelihood_rows))
     likelihood = estimate_likelihood(model, rows, num_samples=num_samples, seed=seed)
+    evaluation_in_training = evaluate(model, training)
     figures = {
         "num_active_units": code.num_active,
         "latent_size": model.latent_size,
         "dimension_nats": [round(nats, 4) for nats in code.dimension_nats],
         "activities": [round(activity, 4) for activity in code.activities],
-        "rate_nats": evaluate(model, some).rate_nats,
+        "rate_nats": evaluation.rate_nats,
         "prior_auc": prior_mismatch_auc(codes, drawn, seed=seed),
         "bound_gap_nats": evaluate(model, rows).negative_elbo_nats - likelihood.negative_log_likelihood_nats,
         "likelihood_samples": likelihood.num_samples,
         "likelihood_rows": likelihood.num_rows,
-        "training_nats": evaluate(model, training).negative_elbo_nats,
-        "training_distortion_nats": evaluate(model, training).distortion_nats,
-        "held_out_nats": evaluate(model, held_out).negative_elbo_nats,
+        "training_nats": evaluation_in_training.negative_elbo_nats,
+        "training_distortion_nats": evaluation_in_training.distortion_nats,
+        "held_out_nats": evaluation.negative_elbo_nats,
         "skipped_share": num_skipped / max(1, num_steps),
     }
     return {**figures, "findings": [vars(finding) for finding in findings(figures)]}

@@ -13,7 +13,7 @@ from torch import Tensor
 from parvae.rows import Arrays
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.diagnosis import diagnose
-from parvae_pipeline.evaluate import balance_score, posteriors
+from parvae_pipeline.evaluate import Evaluation, balance_score, evaluate, posteriors, with_rate_of
 from parvae_pipeline.mixture import choose_mixture
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.priors import Prior, StandardNormal
@@ -21,6 +21,10 @@ from parvae_pipeline.reader import Reader, select
 
 SAMPLED_SHARE, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS = 0.02, 1_000, 10_000
 """Training rows whose codes the mixture is fitted to, as a share of the rows trained on: a few seconds of minutes."""
+MIXTURE_SHARE = 0.02
+"""Share of a time budget that fitting mixtures may take."""
+EVALUATED_SHARE, MIN_EVALUATED_ROWS, MAX_EVALUATED_ROWS = 0.01, 256, 4_096
+"""Training rows that the held-out ones are compared with, as a share of the rows trained on."""
 LIKELIHOOD_SAMPLES, LIKELIHOOD_SHARE, MAX_LIKELIHOOD_ROWS = 100, 0.005, 256
 """Decodings that the gap of the bound may take, as a share of the rows trained on."""
 
@@ -32,6 +36,8 @@ class Finished:
     model: VariationalAutoencoder
     events: list[dict[str, Any]]
     """What was done and why, one `message` each."""
+    evaluation: Evaluation
+    """Of the held-out rows."""
     diagnosis: dict[str, Any]
 
 
@@ -41,38 +47,62 @@ def finish(
     held_out: Arrays,
     settings: RunSettings,
     *,
+    evaluation: Evaluation | None,
     num_steps: int,
     num_skipped: int,
 ) -> Finished:
-    """Choose the prior by held-out nats unless one was named, balance the score, and look at what came out."""
-    seed = settings.train.seed
+    """Choose the prior by held-out nats unless one was named, balance the score, and look at what came out.
+
+    `evaluation` is that of `model` on the held-out rows, where there was one. All that happens here takes a bounded
+    share of the time of training, which `trainer.TIME_KEPT_BACK` allows for.
+    """
+    seed, budget_s = settings.train.seed, settings.train.budget_s
     rows_trained = num_steps * reader.batch_size
     training = _training_rows(
         reader, int(np.clip(SAMPLED_SHARE * rows_trained, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS)), first_step=num_steps
     )
-    model, event = choose_prior(model, training, held_out, named=settings.model.prior, seed=seed)
-    balance_score(model, held_out, rows_trained=rows_trained, seed=seed)
-    diagnosis = diagnose(
+    evaluation = evaluation or evaluate(model, held_out)
+    trained = model
+    model, event = choose_prior(
         model,
         training,
         held_out,
+        named=settings.model.prior,
+        seed=seed,
+        mixture_s=None if budget_s is None else MIXTURE_SHARE * budget_s,
+    )
+    if model is not trained:
+        evaluation = with_rate_of(evaluation, model, held_out)
+    balance_score(model, held_out, rows_trained=rows_trained, seed=seed)
+    num_evaluated = int(np.clip(EVALUATED_SHARE * rows_trained, MIN_EVALUATED_ROWS, MAX_EVALUATED_ROWS))
+    diagnosis = diagnose(
+        model,
+        select(training, slice(0, num_evaluated)),
+        held_out,
+        evaluation=evaluation,
         num_steps=num_steps,
         num_skipped=num_skipped,
         num_likelihood_rows=int(np.clip(LIKELIHOOD_SHARE * rows_trained / LIKELIHOOD_SAMPLES, 8, MAX_LIKELIHOOD_ROWS)),
         num_samples=LIKELIHOOD_SAMPLES,
         seed=seed,
     )
-    return Finished(model=model, events=[event], diagnosis=diagnosis)
+    return Finished(model=model, events=[event], evaluation=evaluation, diagnosis=diagnosis)
 
 
 @torch.no_grad()
 def choose_prior(
-    model: VariationalAutoencoder, training: Arrays, held_out: Arrays, *, named: str, seed: int
+    model: VariationalAutoencoder,
+    training: Arrays,
+    held_out: Arrays,
+    *,
+    named: str,
+    seed: int,
+    mixture_s: float | None = None,
 ) -> tuple[VariationalAutoencoder, dict[str, Any]]:
     """The model with the prior under which held-out codes cost the fewest nats, and an event that says why.
 
     The prior that was trained along stays unless another is better by more than the standard error of the difference;
-    a prior that was `named` is taken whatever it costs.
+    a prior that was `named` is taken whatever it costs. Fitting mixtures takes about `mixture_s` seconds at most.
     """
     generator = torch.Generator().manual_seed(seed)
     codes = _draw(*posteriors(model, training), generator)
@@ -81,7 +111,7 @@ def choose_prior(
     trained = model.architecture.prior
     candidates: dict[str, Prior] = {trained: model.prior}
     candidates.setdefault("normal", StandardNormal(model.latent_size))
-    candidates["mixture"] = choose_mixture(codes, held_out_codes, seed=seed)
+    candidates["mixture"] = choose_mixture(codes, held_out_codes, seed=seed, allowed_s=mixture_s)
     entropy = model.posterior_log_prob(held_out_codes, mean, log_variance)
     rates = {name: entropy - prior.log_prob(held_out_codes) for name, prior in candidates.items()}
     best = min(rates, key=lambda name: float(rates[name].mean()))

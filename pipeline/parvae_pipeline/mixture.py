@@ -5,6 +5,8 @@ Letters in shapes: N codes, L latent dimensions, K components.
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -48,14 +50,21 @@ def fit_mixture(codes: Tensor, num_components: int, *, seed: int) -> GaussianMix
     return mixture.float()
 
 
-def choose_mixture(codes: Tensor, held_out_codes: Tensor, *, seed: int) -> GaussianMixture:
+def choose_mixture(
+    codes: Tensor, held_out_codes: Tensor, *, seed: int, allowed_s: float | None = None
+) -> GaussianMixture:
     """The mixture for `codes` (N, L) whose number of components gives held-out codes (M, L) the most nats.
 
-    Numbers are tried in rising order until one is worse than the one before.
+    Numbers are tried in rising order until one is worse than the one before, or the next would take longer than is
+    left of `allowed_s` seconds.
     """
     best, best_nats = None, -float("inf")
+    started_s = time.monotonic()
     for num_components in NUM_COMPONENTS:
         if best is not None and len(codes) / num_components < MIN_CODES:
+            break
+        # Each number takes about twice as long as the one before: as long as all before it together.
+        if best is not None and allowed_s is not None and 2.0 * (time.monotonic() - started_s) > allowed_s:
             break
         mixture = fit_mixture(codes, num_components, seed=seed)
         nats = float(mixture.log_prob(held_out_codes).mean())

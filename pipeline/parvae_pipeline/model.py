@@ -137,15 +137,23 @@ class VariationalAutoencoder(nn.Module):
 
     def terms_at(self, raw: RawBatch, mean: Tensor, log_variance: Tensor, steps: Tensor) -> ElboTerms:
         """The terms of the ELBO, averaged over the codes mean + step * stddev for S `steps` (S, B or 1, L)."""
-        if self.architecture.kind == "autoencoder":
-            return ElboTerms(self.column_nats(raw, mean), -self.prior.log_prob(mean.detach()))
-        stddev = torch.exp(0.5 * log_variance)
-        codes = [mean + step * stddev for step in steps.unbind(0)]
+        codes = self._codes_at(mean, log_variance, steps)
         nats = [self.column_nats(raw, z) for z in codes]
-        rates = [self.prior.kl(mean, log_variance, z) for z in codes]
-        if len(codes) == 1:
-            return ElboTerms(nats[0], rates[0])
-        return ElboTerms(torch.stack(nats).mean(dim=0), torch.stack(rates).mean(dim=0))
+        rate = self.rate_at(mean, log_variance, steps)
+        return ElboTerms(nats[0] if len(codes) == 1 else torch.stack(nats).mean(dim=0), rate)
+
+    def rate_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> Tensor:
+        """(B,) the KL term of `terms_at`: it takes no decoding."""
+        if self.architecture.kind == "autoencoder":
+            return -self.prior.log_prob(mean.detach())
+        rates = [self.prior.kl(mean, log_variance, z) for z in self._codes_at(mean, log_variance, steps)]
+        return rates[0] if len(rates) == 1 else torch.stack(rates).mean(dim=0)
+
+    def _codes_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> list[Tensor]:
+        if self.architecture.kind == "autoencoder":
+            return [mean]
+        stddev = torch.exp(0.5 * log_variance)
+        return [mean + step * stddev for step in steps.unbind(0)]
 
     def log_weights(
         self, raw: RawBatch, mean: Tensor, log_variance: Tensor, z: Tensor, kl_weight: float | Tensor = 1.0

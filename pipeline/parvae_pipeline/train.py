@@ -28,7 +28,7 @@ from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.scan import scan
 from parvae_pipeline.schedule import MIN_EVALUATION_STEPS, Schedule
 from parvae_pipeline.split import Split
-from parvae_pipeline.trainer import TIME_KEPT_BACK, Report, Trainer
+from parvae_pipeline.trainer import EVALUATED_ROW_COST, TIME_KEPT_BACK, Report, Trainer
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
 from parvae_pipeline.units import plan_units
 from parvae_pipeline.world import ALONE, World
@@ -41,8 +41,8 @@ MIN_CONVOLUTION_SIDE = 16
 MIN_ROWS_FOR_FLOW = 5_000
 MIN_BATCH, MAX_BATCH = 128, 1024
 STEPS_PER_EPOCH = 200
-EVALUATED_ROW_COST, MAX_EVALUATION_SHARE = 0.8, 0.04
-"""An evaluated row takes about as long as 0.8 of a trained one; evaluations may take this share of the training."""
+MAX_EVALUATION_SHARE = 0.04
+"""Share of the training that evaluations may take."""
 MIN_EVALUATIONS = 4
 START_ROWS = 4_096
 """Training rows that set the decoder's first outputs."""
@@ -299,11 +299,15 @@ def _write(
     evaluation = trainer.best_evaluation
     if progress.finished:
         finished = finish(
-            best, trainer.reader, held_out, settings, num_steps=progress.step, num_skipped=progress.num_skipped
+            best,
+            trainer.reader,
+            held_out,
+            settings,
+            evaluation=evaluation,
+            num_steps=progress.step,
+            num_skipped=progress.num_skipped,
         )
-        if finished.model is not best:  # another prior: the figures of training are no longer its own
-            best, evaluation = finished.model, None
-        diagnosis = finished.diagnosis
+        best, evaluation, diagnosis = finished.model, finished.evaluation, finished.diagnosis
         for event in finished.events:
             log_event(event)
     evaluation = evaluation or evaluate(best.to(trainer.device), held_out)

@@ -28,7 +28,7 @@ from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.objectives import OBJECTIVES
 from parvae_pipeline.reader import Reader
-from parvae_pipeline.schedule import Schedule
+from parvae_pipeline.schedule import EVALUATIONS, Schedule
 from parvae_pipeline.world import ALONE, World
 
 NORM_HISTORY = 51
@@ -41,9 +41,13 @@ MIN_NORMS = 20
 MAX_SKIPS_IN_A_ROW = 50
 MAX_ROLLBACKS = 3
 IWAE_SAMPLES = 8
-FIRST_TIMING_STEPS = 30
-TIME_KEPT_BACK = 0.03
-"""Share of a time budget kept for the last evaluation and for writing files."""
+FIRST_TIMING_STEP = 3
+"""After it the length of the schedule is fitted to the time, and then again at growing distances. It is early because
+rate and KL weight follow the length: a late change would be a jump."""
+EVALUATED_ROW_COST = 0.8
+"""An evaluated row takes about as long as 0.8 of a trained one."""
+TIME_KEPT_BACK = 0.08
+"""Share of a time budget kept for the last evaluation, the end of the run (`finish.py`) and writing files."""
 
 
 @dataclass(kw_only=True)
@@ -114,6 +118,8 @@ class Trainer:
         self._deadline_s = deadline_s
         self._report, self._save = report, save
         self._world = world
+        self._evaluation_s: float | None = None
+        """Time that the last evaluation took."""
         self._parameters: list[Tensor] = list(model.parameters())
         self._averaged_parameters: list[Tensor] = list(self.averaged.parameters())
         self._noise = torch.Generator()
@@ -126,6 +132,7 @@ class Trainer:
         last_steps, last_s = progress.step, time.monotonic()
         losses: list[Tensor] = []
         waited_s, asked_s = 0.0, last_s
+        next_timing = last_steps + FIRST_TIMING_STEP
         for batch in placed(self.reader.batches(progress.step), self.device):
             waited_s += time.monotonic() - asked_s
             if progress.finished or progress.step >= progress.total_steps:
@@ -134,9 +141,10 @@ class Trainer:
             progress.step += 1
             now_s = time.monotonic()
             progress.elapsed_s = now_s - started_s
-            if self._deadline_s is not None and progress.step == FIRST_TIMING_STEPS:
+            if self._deadline_s is not None and progress.step >= next_timing:
                 self._fit_to_time(now_s, (now_s - last_s) / (progress.step - last_steps))
-                progress.next_evaluation = progress.step + self.schedule.evaluation_steps
+                progress.next_evaluation = last_steps + self.schedule.evaluation_steps
+                next_timing = progress.step + max(1, min(2 * progress.step, progress.total_steps // EVALUATIONS))
             if progress.step >= min(progress.next_evaluation, progress.total_steps):
                 num_steps = progress.step - last_steps
                 train_nats = float(torch.stack(losses).mean()) if losses else float("nan")
@@ -144,9 +152,8 @@ class Trainer:
                 seconds = now_s - last_s
                 self._evaluate(train_nats, rows_per_s=num_rows / seconds, data_wait_share=waited_s / seconds)
                 losses, waited_s = [], 0.0
-                seconds_per_step = (time.monotonic() - last_s) / num_steps
                 last_steps, last_s = progress.step, time.monotonic()
-                self._fit_to_time(last_s, seconds_per_step)
+                self._evaluation_s = last_s - now_s
                 progress.next_evaluation = progress.step + self.schedule.evaluation_steps
             if now_s - last_saved_s >= self.settings.checkpoint_every_s:
                 self._save(self)
@@ -271,10 +278,11 @@ class Trainer:
         )
 
     def _fit_to_time(self, now_s: float, seconds_per_step: float) -> None:
-        """Set the length of the schedule to what the time that is left allows."""
-        if self._deadline_s is None:
-            return
-        left_s = self._deadline_s - now_s
+        """Set the length of the schedule to what the time that is left allows, the last evaluation included."""
+        assert self._deadline_s is not None
+        num_evaluated = len(next(iter(self.held_out.values()))) / self._world.size
+        guess_s = seconds_per_step * EVALUATED_ROW_COST * num_evaluated / self.reader.batch_size
+        left_s = self._deadline_s - now_s - (self._evaluation_s or guess_s)
         allowed = self.progress.step + int(left_s / seconds_per_step)
         # Clocks differ between processes; the first one decides.
         total = self._world.from_first(max(self.progress.step, min(self._max_steps, allowed)))
