@@ -23,7 +23,7 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/python benchmarks/elbo.py
+	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/anomaly.py --protocol clean --protocol contaminated
 
 clean:

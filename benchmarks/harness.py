@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -47,6 +49,19 @@ def alternating(contenders: Mapping[str, Callable[[], float]], *, repeats: int) 
         for name, run in contenders.items():
             figures[name].append(run())
     return {name: statistics.median(values) for name, values in figures.items()}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence a peer that reports on stdout, stderr and its logger: a benchmark prints figures."""
+    logging.disable(logging.INFO)
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+    logging.disable(logging.NOTSET)
 
 
 def finish(figures: Mapping[str, float], *, as_json: bool) -> None:

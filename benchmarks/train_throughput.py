@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from harness import alternating, finish, parser
+from harness import alternating, finish, parser, quiet
 from torch.nn import functional
 
 from parvae_pipeline.config import RunSettings
@@ -195,7 +195,7 @@ def _pythae(data: Path, num_steps: int) -> float:
     config = VAEConfig(input_dim=(rows.shape[1],), latent_dim=ARCHITECTURE.latent_size, reconstruction_loss="bce")
     num_epochs = -(-num_steps * BATCH_SIZE // len(rows))
     rows = rows[: num_steps * BATCH_SIZE // num_epochs]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         trainer = BaseTrainer(
             model=VAE(config, encoder=Encoder(), decoder=Decoder()),
             train_dataset=BaseDataset(rows, torch.zeros(len(rows))),

@@ -18,7 +18,7 @@ FIGURES = {
     "anomaly.py": {"parvae_clean_auroc", "knn_clean_auroc", "sets"},
     "synthesis.py": {"real_auc", "ours_column_shapes", "ours_pair_trends", "ours_auc", "ours_lost_categories"},
     "gpu.py": {"num_cuda_devices"},
-    "elbo.py": {"graph_nats", "torch_nats", "difference_nats", "sampled_nats"},
+    "density.py": {"graph_nats", "torch_nats", "difference_nats", "ours_likelihood_nats", "pythae_vae_elbo_nats"},
 }
 
 
