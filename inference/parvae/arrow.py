@@ -25,7 +25,7 @@ class ArrowColumns:
 
     def __init__(self, rows: Any, *, num_threads: int = 1) -> None:
         self._num_threads = num_threads
-        self._table = as_table(rows)
+        self._table = without_structs(as_table(rows))
         self.names = tuple(self._table.column_names)
         self.num_rows = self._table.num_rows
 
@@ -132,6 +132,34 @@ def as_table(rows: Any) -> pa.Table:
         ) from error
 
 
+def without_structs(table: pa.Table) -> pa.Table:
+    """The table with every field of a struct as a column `struct.field`; files of images stay structs.
+
+    A struct that is null has null fields. Raises DataError when a column of that name is there already.
+    """
+    if not any(_is_open(field) for field in table.schema):
+        return table
+    while any(_is_open(field) for field in table.schema):
+        columns: list[pa.ChunkedArray] = []
+        fields: list[pa.Field] = []
+        for field, values in zip(table.schema, table.columns, strict=True):
+            if _is_open(field):
+                columns += values.flatten()
+                fields += field.flatten()
+            else:
+                columns.append(values)
+                fields.append(field)
+        table = pa.Table.from_arrays(columns, schema=pa.schema(fields, table.schema.metadata))
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(f"there are two columns {twice[0]!r}, one of them the field of a struct; rename one")
+    return table
+
+
+def _is_open(field: pa.Field) -> bool:
+    return pa.types.is_struct(field.type) and type_family(str(field.type)) != "encoded"
+
+
 def arrow_type(column: Column) -> pa.DataType:
     """The Arrow type of a column, from its printed name."""
     text = column.arrow_type
@@ -185,7 +213,7 @@ def to_table(schema: Schema, columns: Arrays) -> pa.Table:
 
 def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
     """`columns` put into a copy of `rows`: an Arrow table, or the dataframe kind that came."""
-    table = as_table(rows)
+    table = without_structs(as_table(rows))
     for name, values in columns.items():
         field = table.schema.field(name)
         array = to_array(schema[name], values, None if pa.types.is_null(field.type) else field.type)

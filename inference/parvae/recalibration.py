@@ -33,8 +33,8 @@ def score_files(vae: VAE, files: Sequence[DataFile]) -> NDArray[np.float32]:
     for file in files:
         try:
             with file.open() as parquet:
-                columns = [column.name for column in vae.schema.modelled if column.name in parquet.schema_arrow.names]
-                batches = parquet.iter_batches(BATCH_ROWS, columns=columns)
+                columns = [column.name for column in vae.schema.modelled]
+                batches = parquet.iter_batches(BATCH_ROWS, columns=columns)  # those it lacks are left to `score`
                 parts.extend(vae.score(pa.Table.from_batches([batch])).nats for batch in batches)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from parvae.arrow import without_structs
 from parvae.errors import DataError, OutputError
 from parvae.files import DataFile
 from parvae.tally import Tally
@@ -114,7 +115,7 @@ def _batches(file: DataFile, parquet: pq.ParquetFile) -> Iterator[tuple[int, pa.
     """(row group, rows); one empty table for an empty file."""
     footer = parquet.metadata
     if not footer.num_rows:
-        yield 0, parquet.schema_arrow.empty_table()
+        yield 0, without_structs(parquet.schema_arrow.empty_table())
         return
     for group in range(footer.num_row_groups):
         facts = footer.row_group(group)
@@ -129,4 +130,4 @@ def _batches(file: DataFile, parquet: pq.ParquetFile) -> Iterator[tuple[int, pa.
                 raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
             if batch is None:
                 break
-            yield group, pa.Table.from_batches([batch])
+            yield group, without_structs(pa.Table.from_batches([batch]))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from parvae.arrow import without_structs
 from parvae.errors import DataError
 from parvae.files import DataFile
 from parvae_pipeline.parallel import map_in_order
@@ -96,13 +97,13 @@ def _read_footer(file: DataFile, columns: Sequence[str] | None) -> tuple[pa.Sche
             else:
                 num_bytes = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
             rows[index] = index, group.num_rows, num_bytes
-        return parquet.schema_arrow, rows
+        return without_structs(parquet.schema_arrow.empty_table()).schema, rows
 
 
 def _leaves(metadata: pq.FileMetaData, columns: frozenset[str]) -> list[int]:
     """Parquet stores nested columns by leaf: those that belong to `columns`."""
     paths = (metadata.schema.column(leaf).path for leaf in range(metadata.num_columns))
-    return [leaf for leaf, path in enumerate(paths) if path in columns or path.partition(".")[0] in columns]
+    return [leaf for leaf, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in columns)]
 
 
 def _joined(file: DataFile, found: pa.Schema, known: pa.Schema | None) -> pa.Schema:
