@@ -93,15 +93,28 @@ def _count_block(block: Input, columns: Columns, values: NDArray[Any]) -> list[C
         facts = [column.facts_as(NumericFacts) for column in block.columns]
         low, high = np.array([(fact.minimum, fact.maximum) for fact in facts]).T
         unseen = ((values < low) | (values > high)).sum(axis=0, where=known)
-    return [
-        ColumnTally(
-            num_nulls=len(values) - int(num_known[index]),
-            num_unseen=int(unseen[index]),
-            num_values=int(num_known[index]),
-            total=float(totals[index]),
+    counted = []
+    for index, column in enumerate(block.columns):
+        num_values, total = int(num_known[index]), float(totals[index])
+        if isinstance(column.facts, NumericFacts) and (column.facts.atoms or column.facts.transform != "none"):
+            num_values, total = _sum_as_modelled(column.facts, values[known[:, index], index])
+        counted.append(
+            ColumnTally(
+                num_nulls=len(values) - int(num_known[index]),
+                num_unseen=int(unseen[index]),
+                num_values=num_values,
+                total=total,
+            )
         )
-        for index in range(len(block.columns))
-    ]
+    return counted
+
+
+def _sum_as_modelled(facts: NumericFacts, values: NDArray[Any]) -> tuple[int, float]:
+    """How many numbers are no atoms, and their sum after the transform: what `facts.mean` is the mean of."""
+    numbers = values[~np.isin(values, facts.atoms)].astype(np.float64)
+    if facts.transform == "log1p":
+        numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
+    return len(numbers), float(numbers.sum())
 
 
 def _count_levels(column: Column, columns: Columns) -> ColumnTally:
@@ -114,7 +127,10 @@ def _count_levels(column: Column, columns: Columns) -> ColumnTally:
 
 
 def drift(column: Column, counts: ColumnTally) -> float | None:
-    """Mean minus that of training, in standard deviations of training; None for categories and where all is null."""
+    """Mean minus that of training, in standard deviations of training; None for categories and where all is null.
+
+    Numbers that the model takes in logarithms are compared so, and its atoms (such as a zero) are left out.
+    """
     if not counts.num_values or isinstance(column.facts, CategoryFacts) or column.facts is None:
         return None
     mean = counts.total / counts.num_values
