@@ -58,15 +58,17 @@ def evaluate(model: VariationalAutoencoder, rows: Arrays, *, seed: int = 0, worl
     """The ELBO, averaged over rows and over a pair of opposite random codes a row.
 
     It estimates the bound without bias, and the same rows meet the same noise each time, so that two models differ by
-    what they are. With several processes each one takes its share of `rows`, and all get the same figures.
+    what they are. With several processes each one takes its share of `rows`, and all get the figures of one alone.
     """
     num_columns = len(model.schema.modelled)
     sums = torch.zeros(num_columns + 2, dtype=torch.float64)  # nats of every column, nats of the code, rows
     generator = torch.Generator().manual_seed(seed)
-    rows = {name: array[world.rank :: world.size] for name, array in rows.items()}
-    for batch in placed(_batches(rows), model.device):
+    num_rows, share = len(next(iter(rows.values()))), slice(world.rank, None, world.size)
+    batches = ({name: tensor[share] for name, tensor in batch.items()} for batch in _batches(rows))
+    for first, batch in zip(range(0, num_rows, EVALUATION_ROWS), placed(batches, model.device), strict=True):
         mean, log_variance = model.posterior(batch)
-        noise = torch.randn(mean.shape, generator=generator).to(model.device)
+        noise = torch.randn(min(EVALUATION_ROWS, num_rows - first), model.latent_size, generator=generator)
+        noise = noise[share].to(model.device)
         terms = model.terms_at(batch, mean, log_variance, torch.stack([noise, -noise]))
         sums[:num_columns] += terms.column_nats.double().sum(dim=0).cpu()
         sums[num_columns] += terms.kl_nats.double().sum().cpu()

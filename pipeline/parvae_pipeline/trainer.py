@@ -1,8 +1,8 @@
 """The training loop. It knows a model, a reader and a place to report; it knows nothing of Ray, of files
 or of the command line.
 
-All chance in a step comes from (seed, step, rank): a run that is stopped and resumed takes the same steps as one that
-is not.
+All chance in a step comes from (seed, step, row of the global batch): a run that is stopped and resumed takes the same
+steps as one that is not, and n processes take those of one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.objectives import OBJECTIVES
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import EVALUATIONS, Schedule
+from parvae_pipeline.step_noise import step_noise
 from parvae_pipeline.world import ALONE, World
 
 NORM_HISTORY = 51
@@ -122,7 +122,6 @@ class Trainer:
         """Time that the last evaluation took."""
         self._parameters: list[Tensor] = list(model.parameters())
         self._averaged_parameters: list[Tensor] = list(self.averaged.parameters())
-        self._noise = torch.Generator()
         self._num_samples = settings.num_samples or (IWAE_SAMPLES if settings.objective == "iwae" else 1)
 
     def fit(self) -> None:
@@ -187,11 +186,15 @@ class Trainer:
     def _step(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """One step; returns its loss, or nothing when it was skipped."""
         progress, schedule = self.progress, self.schedule
-        # torch's CPU generator takes 32 bits of a seed.
-        mixed = np.random.SeedSequence((self.settings.seed, progress.step, self._world.rank)).generate_state(1)
-        self._noise.manual_seed(int(mixed[0]))
         num_rows = len(next(iter(batch.values())))
-        noise = torch.randn(self._num_samples, num_rows, self.model.latent_size, generator=self._noise)
+        noise = step_noise(
+            seed=self.settings.seed,
+            step=progress.step,
+            first_row=self._world.rank * num_rows,
+            num_rows=num_rows,
+            num_samples=self._num_samples,
+            latent_size=self.model.latent_size,
+        )
         # A tensor: torch.compile would compile anew for every other number.
         kl_weight = torch.tensor(schedule.kl_weight(progress.step), device=self.device)
         loss = self._loss(batch, noise.to(self.device, non_blocking=True), kl_weight)
