@@ -103,7 +103,10 @@ def test_training_killed_and_resumed_in_a_bucket_equals_training_that_was_not(bu
     assert interrupted is not None
     assert 0 < interrupted["progress"]["step"] < STEPS
     run("train", "-o", f"{bucket}/runs/one", "--resume")
-    assert children(f"{bucket}/runs/one") == {"run.toml", "metrics.jsonl", "ckpt.pt", "resume/state.pt"}
+    assert children(f"{bucket}/runs/one") == {
+        *("run.toml", "metrics.jsonl", "ckpt.pt"),
+        *("resume/state.pt", "resume/plan.parquet"),
+    }
     records = RunFolder(f"{bucket}/runs/one").metrics()
     assert {"event": "resume", "step": interrupted["progress"]["step"]} in records
     assert records[-1]["step"] == STEPS

@@ -77,7 +77,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def test_a_run_folder_holds_four_files_and_nothing_temporary(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert files == ["ckpt.pt", "metrics.jsonl", "resume/state.pt", "run.toml"]
+    assert files == ["ckpt.pt", "metrics.jsonl", "resume/plan.parquet", "resume/state.pt", "run.toml"]
 
 
 def test_the_settings_of_a_run_come_back_from_its_folder(finished: tuple[Path, Result], data: str) -> None:

@@ -10,28 +10,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 import tomllib
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from parvae.errors import BundleError, DataError, Error, SettingError
+from parvae.files import DataFile
 from parvae.storage import Place, place_of, write_whole
 from parvae_pipeline.config import RunSettings
+from parvae_pipeline.data_plan import KeptPlan, plan_data
 from parvae_pipeline.device import CPU
+from parvae_pipeline.following import following
 from parvae_pipeline.run_folder import RunFolder
+from parvae_pipeline.scan import Statistics, merged, parts_of, scan
 from parvae_pipeline.train import Result, train
+from parvae_pipeline.units import Footer, Units, read_footers
 from parvae_pipeline.world import World
 
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
 SHARED_NAME, OUTCOME_NAME = "resume/shared", "resume/outcome.json"
-POLL_S = 0.5
+FILES_PER_TASK = 64
+TASKS_AHEAD = 2
+"""Tasks begun for each CPU whose results nobody has taken yet."""
 GROUP_TIMEOUT_S = 600
 """How long a worker waits for the others before it gives up; the slowest thing between two messages is reading data."""
 
@@ -75,11 +87,14 @@ def train_on_cluster(
     DataError when the folder is not shared between its nodes.
     """
     path = place_of(folder).absolute()
+    run = RunFolder(path)
+    run.require_same(settings)
     with _connected(cluster):
         check_resources(cluster, _nodes())
+        _plan(settings, run)
         (path / OUTCOME_NAME).unlink(missing_ok=True)
         num_workers = cluster.num_workers
-        with _following(RunFolder(path), log):
+        with following(run, log):
             for num_failures in range(cluster.max_failures + 1):
                 try:
                     _fit(settings, path, cluster, num_workers)
@@ -125,6 +140,54 @@ def workers_that_fit(cluster: ClusterSettings, nodes: Sequence[Mapping[str, floa
 def _nodes() -> list[Mapping[str, float]]:
     """What every living node of the cluster has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _plan(settings: RunSettings, run: RunFolder) -> None:
+    """Read footers and statistics in tasks all over the cluster, and leave the plan where the workers look for it."""
+    plan = plan_data(settings.data, KeptPlan.read(run.plan_path), read=read_in_tasks, scan=scan_in_tasks)
+    if plan.to_keep is not None:
+        write_whole(run.plan_path, plan.to_keep)
+
+
+def read_in_tasks(files: Sequence[DataFile]) -> Iterator[Footer]:
+    """What `read_footers` gives, read all over the cluster."""
+    groups = [files[first : first + FILES_PER_TASK] for first in range(0, len(files), FILES_PER_TASK)]
+    return chain.from_iterable(_in_tasks(_read_group, groups))
+
+
+def scan_in_tasks(units: Units) -> Statistics:
+    """What `scan` gives, read all over the cluster."""
+    parts = [units.part(part.start, part.stop) for part in parts_of(units)]
+    return merged(_in_tasks(_scan_part, parts)) if len(parts) > 1 else scan(units)
+
+
+def _read_group(files: Sequence[DataFile]) -> list[Footer]:
+    return list(read_footers(files))
+
+
+def _scan_part(units: Units) -> Statistics:
+    pa.set_cpu_count(1)  # of a task
+    return scan(units)
+
+
+def _in_tasks(function: Callable[[Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
+    """`function` of every item in tasks of one CPU, in order; one item alone is done here, which is quicker.
+
+    A task whose node is lost is done again; an error of ours is raised as it is.
+    """
+    if len(items) <= 1:
+        yield from map(function, items)
+        return
+    task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(function)
+    num_ahead = TASKS_AHEAD * int(sum(node.get("CPU", 0) for node in _nodes()))
+    waiting = deque(task.remote(item) for item in items[:num_ahead])
+    for index in range(len(items)):
+        try:
+            yield ray.get(waiting.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Error) else error from None
+        if index + num_ahead < len(items):
+            waiting.append(task.remote(items[index + num_ahead]))
 
 
 def _fit(settings: RunSettings, path: Place, cluster: ClusterSettings, num_workers: int) -> None:
@@ -212,40 +275,3 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _following(run: RunFolder, log: Callable[[str], None]) -> Iterator[None]:
-    """Pass on what the first worker writes to metrics.jsonl, while it is written."""
-    done = threading.Event()
-    seen = len(run.metrics())
-
-    def follow() -> None:
-        nonlocal seen
-        while True:
-            last = done.wait(POLL_S)
-            records = run.metrics()
-            for record in records[seen:]:
-                log(_line(record))
-            seen = len(records)
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    if record.get("event") == "resume":
-        return f"resumed at step {record['step']:,}"
-    if "event" in record:
-        return str(record["message"])
-    return (
-        f"step {record['step']:>7,} of {record['total_steps']:,}: {record['validation_nats']:.3f} nats a row held out, "
-        f"{record['rows_per_s']:,.0f} rows/s"
-    )

@@ -33,6 +33,7 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.jsonl"
         self.checkpoint_path = self.path / "ckpt.pt"
         self.state_path = self.path / "resume" / "state.pt"
+        self.plan_path = self.path / "resume" / "plan.parquet"
         self._lines: bytes | None = None
         self._lines_written_s = float("-inf")
 
@@ -41,21 +42,26 @@ class RunFolder:
 
         Raises SettingError when the folder belongs to a run with other settings.
         """
-        text = settings.to_toml()
+        self.require_same(settings)
         if self.settings_path.exists():
-            found, wanted = read_toml(self.settings_path), tomllib.loads(text)
-            if found != wanted:
-                raise SettingError(
-                    f"{self.path} holds a run with other settings ({_difference(found, wanted)}); "
-                    "give another folder with -o, or the same settings to resume"
-                )
             return
         if isinstance(self.path, Path):
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()  # a process was killed while it wrote
+        write_whole(self.settings_path, settings.to_toml().encode())
+
+    def require_same(self, settings: RunSettings) -> None:
+        """Raise SettingError when the folder is none, or belongs to a run with other settings; nothing is written."""
         if self.path.is_file():
             raise SettingError(f"{self.path} is a file; give a folder with -o")
-        write_whole(self.settings_path, text.encode())
+        if not self.settings_path.exists():
+            return
+        found, wanted = read_toml(self.settings_path), tomllib.loads(settings.to_toml())
+        if found != wanted:
+            raise SettingError(
+                f"{self.path} holds a run with other settings ({_difference(found, wanted)}); "
+                "give another folder with -o, or the same settings to resume"
+            )
 
     def settings(self) -> RunSettings:
         """The settings of the run that is here.

@@ -98,6 +98,14 @@ class ColumnStatistics:
     images: ImageStatistics = field(default_factory=ImageStatistics)
     """Of the encoded images in a column of bytes; their pixels are in `moments`."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, a list type loses the name of its field; in a schema it keeps it.
+        return {**vars(self), "arrow_type": pa.schema([("", self.arrow_type)]).serialize().to_pybytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        (column,) = pa.ipc.read_schema(pa.py_buffer(state["arrow_type"]))
+        vars(self).update({**state, "arrow_type": column.type})
+
     @property
     def family(self) -> str:
         """Family of the Arrow type."""

@@ -13,24 +13,21 @@ import pyarrow as pa
 import torch
 
 from parvae.errors import DataError
-from parvae.files import find_files
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
-from parvae.storage import Place
+from parvae.storage import Place, write_whole
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
+from parvae_pipeline.data_plan import KeptPlan, plan_data
 from parvae_pipeline.device import choose_device
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.finish import finish
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
 from parvae_pipeline.reader import Reader, select
-from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.run_folder import RunFolder
-from parvae_pipeline.scan import scan
 from parvae_pipeline.schedule import MIN_EVALUATION_STEPS, Schedule
 from parvae_pipeline.split import Split
 from parvae_pipeline.trainer import EVALUATED_ROW_COST, TIME_KEPT_BACK, Report, Trainer
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
-from parvae_pipeline.units import plan_units
 from parvae_pipeline.world import ALONE, World
 
 DEFAULT_BUDGET_S = 30 * 60.0
@@ -106,11 +103,9 @@ def train(
     pa.set_cpu_count(num_threads)
     device = device or choose_device(settings.train.device)
 
-    files = find_files(settings.data.paths)
-    units = plan_units(files)
-    schema = world.do_first(
-        lambda: infer_schema(scan(units), overrides=settings.data.columns, label=settings.data.label)
-    )
+    world.do_first(lambda: run.require_same(settings))
+    planned = world.do_first(lambda: plan_data(settings.data, KeptPlan.read(run.plan_path)))
+    units, schema = planned.units, planned.schema
     split = Split.of(
         schema.num_rows,
         share=settings.data.held_out_share,
@@ -173,10 +168,12 @@ def train(
         if world.is_first:
             run.log({"event": "resume", "step": trainer.progress.step})
     if world.is_first:
+        if planned.to_keep is not None:
+            write_whole(run.plan_path, planned.to_keep)
         plan = Plan(
             schema=schema,
             architecture=model.architecture,
-            num_files=len(files),
+            num_files=len(units.files),
             num_training_rows=num_training_rows,
             num_held_out_rows=num_held_out_rows,
             batch_size=data.reader.batch_size * world.size,

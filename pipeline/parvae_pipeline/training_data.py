@@ -62,8 +62,7 @@ def open_data(
             held_out=held_out,
             is_streamed=False,
         )
-    first_rows, held_out = read_split(rows, max_training_rows=num_first_rows)
-    reader = StreamReader(
+    reader = StreamReader(  # before anything is read: it refuses more ranks than units
         rows,
         batch_size=batch_size,
         seed=seed,
@@ -72,6 +71,7 @@ def open_data(
         rank=rank,
         num_ranks=num_ranks,
     )
+    first_rows, held_out = read_split(rows, max_training_rows=num_first_rows)
     return TrainingData(reader=reader, first_rows=first_rows, held_out=held_out, is_streamed=True)
 
 

@@ -6,8 +6,10 @@ order. The plan is arrays, not objects: 40 bytes a unit, 4 MB for 100,000 row gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +25,20 @@ FOOTER_THREADS = 16
 """Footers are small, and far away where they are in a bucket: the wait is for the network, not for a core."""
 
 
+class HoldsSchema:
+    """Travels between processes with its Arrow schema as bytes: pickled, a list type loses the name of its field."""
+
+    schema: pa.Schema
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "schema": self.schema.serialize().to_pybytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "schema": pa.ipc.read_schema(pa.py_buffer(state["schema"]))})
+
+
 @dataclass(frozen=True, kw_only=True)
-class Units:
+class Units(HoldsSchema):
     """All row groups that hold rows."""
 
     files: tuple[DataFile, ...]
@@ -58,46 +72,93 @@ class Units:
         """The file that a unit is in."""
         return self.files[int(self.file_index[unit])]
 
+    def part(self, first: int, last: int) -> Units:
+        """The units from `first` up to `last`, with their files alone; rows count from the first of them."""
+        chosen = slice(first, last)
+        first_file, last_file = (int(self.file_index[unit]) for unit in (first, last - 1))
+        return Units(
+            files=self.files[first_file : last_file + 1],
+            schema=self.schema,
+            file_index=self.file_index[chosen] - np.int32(first_file),
+            row_group=self.row_group[chosen].copy(),
+            num_rows=self.num_rows[chosen].copy(),
+            num_bytes=self.num_bytes[chosen].copy(),
+            first_row=self.first_row[chosen] - self.first_row[first],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footer(HoldsSchema):
+    """What the plan keeps of one file's footer. Letter in shapes: g row groups that hold rows."""
+
+    schema: pa.Schema
+    row_group: NDArray[np.int32]
+    """(g,)"""
+    num_rows: NDArray[np.int64]
+    """(g,)"""
+    num_bytes: NDArray[np.int64]
+    """(g,) decompressed size of the planned columns, as encoded in the file."""
+
 
 def plan_units(files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Units:
-    """Read all footers, in threads; `columns` (all by default) are those whose bytes are counted.
+    """The units of files, from their footers; `columns` (all by default) are those whose bytes are counted.
 
     Raises DataError naming the file that is no Parquet file, is damaged, or disagrees with those before it about its
     columns.
     """
+    return units_of(files, read_footers(files, columns))
+
+
+def read_footers(files: Sequence[DataFile], columns: Sequence[str] | None = None) -> Iterator[Footer]:
+    """The footers in the order of the files, read in threads.
+
+    Raises DataError naming the file that is no Parquet file or is damaged.
+    """
+    return map_in_order(lambda file: _read_footer(file, columns), files, num_threads=FOOTER_THREADS)
+
+
+def units_of(files: Sequence[DataFile], footers: Iterable[Footer]) -> Units:
+    """The units of files whose footers are known.
+
+    Raises DataError naming the file that disagrees with those before it about its columns.
+    """
     schema: pa.Schema | None = None
     parts = []
-    footers = map_in_order(lambda file: _read_footer(file, columns), files, num_threads=FOOTER_THREADS)
-    for index, (file, (found, part)) in enumerate(zip(files, footers, strict=True)):
-        schema = _joined(file, found, schema)
-        parts.append(np.insert(part, 0, index, axis=1))
-    table = np.concatenate(parts)
-    table = table[table[:, 2] > 0]
+    for index, (file, footer) in enumerate(zip(files, footers, strict=True)):
+        schema = _joined(file, footer.schema, schema)
+        file_index = np.full(len(footer.row_group), index, np.int32)
+        parts.append((file_index, footer.row_group, footer.num_rows, footer.num_bytes))
+    file_index, row_group, num_rows, num_bytes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Units(
         files=tuple(files),
         schema=schema,
-        file_index=table[:, 0].astype(np.int32),
-        row_group=table[:, 1].astype(np.int32),
-        num_rows=table[:, 2].copy(),
-        num_bytes=table[:, 3].copy(),
-        first_row=np.cumsum(table[:, 2]) - table[:, 2],
+        file_index=file_index,
+        row_group=row_group,
+        num_rows=num_rows,
+        num_bytes=num_bytes,
+        first_row=np.cumsum(num_rows) - num_rows,
     )
 
 
-def _read_footer(file: DataFile, columns: Sequence[str] | None) -> tuple[pa.Schema, NDArray[np.int64]]:
-    """The file's schema, and a row (row group, rows, bytes) for each of its row groups."""
+def _read_footer(file: DataFile, columns: Sequence[str] | None) -> Footer:
     with file.open() as parquet:
         metadata = parquet.metadata
         leaves = None if columns is None else _leaves(metadata, frozenset(columns))
-        rows = np.empty((metadata.num_row_groups, 3), np.int64)
+        num_rows, num_bytes = np.empty((2, metadata.num_row_groups), np.int64)
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
+            num_rows[index] = group.num_rows
             if leaves is None:
-                num_bytes = group.total_byte_size
+                num_bytes[index] = group.total_byte_size
             else:
-                num_bytes = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
-            rows[index] = index, group.num_rows, num_bytes
-        return without_structs(parquet.schema_arrow.empty_table()).schema, rows
+                num_bytes[index] = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
+        (groups,) = np.nonzero(num_rows)
+        return Footer(
+            schema=without_structs(parquet.schema_arrow.empty_table()).schema,
+            row_group=groups.astype(np.int32),
+            num_rows=num_rows[groups],
+            num_bytes=num_bytes[groups],
+        )
 
 
 def _leaves(metadata: pq.FileMetaData, columns: frozenset[str]) -> list[int]:
@@ -108,10 +169,12 @@ def _leaves(metadata: pq.FileMetaData, columns: frozenset[str]) -> list[int]:
 
 def _joined(file: DataFile, found: pa.Schema, known: pa.Schema | None) -> pa.Schema:
     """`known` with the types that only `found` has, or a DataError where the two disagree."""
-    twice = sorted({name for name in found.names if found.names.count(name) > 1})
+    if known is not None and (found is known or found.equals(known)):
+        return known
+    twice = sorted(name for name, count in Counter(found.names).items() if count > 1)
     if twice:
         raise DataError(f"{file.path} has column {twice[0]!r} more than once; rename or drop the copies")
-    if known is None or found.equals(known):
+    if known is None:
         return found
     for name in sorted(set(found.names) ^ set(known.names)):
         fault = "lacks column" if name in known.names else "has one that the files before it lack:"
