@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray_head import ray_head
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.parquet"
@@ -98,3 +100,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set PARVAE_DATA to the folder that holds adult/, mnist/ and the others")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster of two CPUs with jobs server and token authentication: the environment of those who talk to it."""
+    with ray_head(num_cpus=2) as environment:
+        yield environment

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WAIT_S = 60.0
+MARKER = "PARVAE_TEST_CLUSTER"
+"""In the environment of every process of a cluster: which cluster it is of, so that a test ends none of another."""
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -31,6 +33,7 @@ def ray_head(*, num_cpus: int) -> Iterator[dict[str, str]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        MARKER: secrets.token_hex(8),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "OMP_NUM_THREADS": "1",

@@ -21,7 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"parvae", "parvae_pipeline", "parvae_export"},
 }
 RAY_FILES = {"parvae_pipeline/cluster.py", "parvae_pipeline/tune.py"}
-PYARROW_FILES = {f"parvae/{name}.py" for name in ("arrow", "bulk", "files", "storage", "stream", "vaez/arrow_rows")}
+PYARROW_FILES = {
+    f"parvae/{name}.py" for name in ("arrow", "bulk", "files", "parts", "storage", "stream", "vaez/arrow_rows")
+}
 CLICK_FILE_NAMES = {"cli.py", "console.py", "commands.py"}
 
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from ray_head import RAY, ray_head
+from ray_head import RAY
 
 from parvae_pipeline.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    with ray_head(num_cpus=2) as environment:
-        yield environment
 
 
 def submit(environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,13 @@
-"""The jobs on a real local cluster: a folder scored by actors equals one scored in process, and is resumed."""
+"""Scoring on a real local cluster: what actors write equals what one process writes, and is resumed."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,16 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
-from ray_head import ray_head
 
 from parvae.cli import vae
 
+WAIT_S = 200.0
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """A head node of its own, and the environment of those who talk to it."""
-    with ray_head(num_cpus=2) as environment:
-        yield environment
+
+def job(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / "score_parquet.py"), *arguments, "--json"]
+
+
+def run(environment: dict[str, str], *arguments: str) -> tuple[int, dict[str, object]]:
+    done = subprocess.run(job(*arguments), capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_same_files(found: Path, expected: Path) -> None:
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
+    for path in expected.iterdir():
+        assert path.read_bytes() == (found / path.name).read_bytes(), path.name
 
 
 @pytest.mark.slow
@@ -32,27 +44,46 @@ def test_a_folder_scored_on_the_cluster_equals_one_scored_here(
     (tmp_path / "in").mkdir()
     for index in range(4):
         pq.write_table(mixed_table.slice(100 * index, 100), tmp_path / "in" / f"{index}.parquet")
+    pq.write_table(pa.concat_tables([mixed_table] * 5), tmp_path / "in" / "large.parquet", row_group_size=130)
     (tmp_path / "in" / "broken.parquet").write_bytes(b"no parquet")
     arguments = [str(mixed_bundle), str(tmp_path / "in"), "--alpha", "0.1"]
-
-    def submit() -> tuple[int, dict[str, object]]:
-        job = [
-            sys.executable,
-            str(ROOT / "jobs" / "score_parquet.py"),
-            *arguments,
-            "-o",
-            str(tmp_path / "cluster"),
-            "--json",
-        ]
-        done = subprocess.run(job, capture_output=True, text=True, env=cluster)
-        return done.returncode, json.loads(done.stdout.splitlines()[-1])
-
-    code, first = submit()
-    assert (code, first["files"], first["rows"], first["failed"]) == (1, 5, 400, 1)
+    on_cluster = [*arguments, "-o", str(tmp_path / "cluster"), "--part-mb", "0.02"]
+    code, first = run(cluster, *on_cluster)
+    assert (code, first["files"], first["rows"], first["failed"]) == (1, 6, 2400, 1)
     CliRunner().invoke(vae, ["score", *arguments, "-o", str(tmp_path / "here")])
-    for index in range(4):
-        name = f"{index}.parquet"
-        assert pq.read_table(tmp_path / "cluster" / name).equals(pq.read_table(tmp_path / "here" / name))
+    assert_same_files(tmp_path / "cluster", tmp_path / "here")
     (tmp_path / "in" / "broken.parquet").unlink()
-    code, second = submit()
-    assert (code, second["already_done"], second["failed"]) == (0, 4, 0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cluster").glob("*.parquet")}
+    code, second = run(cluster, *on_cluster)
+    assert (code, second["already_done"], second["failed"]) == (0, 5, 0)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(path.name for path in (tmp_path / "cluster").iterdir()) == sorted(path.name for path in before)
+
+
+@pytest.mark.slow
+def test_a_scoring_job_killed_midway_is_finished_by_the_next(
+    cluster: dict[str, str], tmp_path: Path, mixed_bundle: Path, mixed_table: pa.Table
+) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.concat_tables([mixed_table] * 25)
+    for index in range(6):
+        pq.write_table(table.slice(400 * index), tmp_path / "in" / f"{index}.parquet", row_group_size=2000)
+    pq.write_table(pa.concat_tables([table] * 8), tmp_path / "in" / "large.parquet", row_group_size=2000)
+    out = tmp_path / "out"
+    arguments = [str(mixed_bundle), str(tmp_path / "in"), "--alpha", "0.1"]
+    on_cluster = [*arguments, "-o", str(out), "--part-mb", "0.05"]
+    process = subprocess.Popen(job(*on_cluster), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=cluster)
+    deadline_s = time.monotonic() + WAIT_S
+    while not list(out.glob(".large.parquet.*.part")) and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert len(kept) < 7
+    assert list(out.glob(".large.parquet.*.part")), "the job was not killed midway"
+    code, result = run(cluster, *on_cluster)
+    assert (code, result["files"], result["failed"]) == (0, 7, 0)
+    assert int(str(result["already_done"])) >= len(kept)  # actors may have outlived the driver by a moment
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    CliRunner().invoke(vae, ["score", *arguments, "-o", str(tmp_path / "whole")])
+    assert_same_files(out, tmp_path / "whole")

@@ -8,11 +8,8 @@ Nothing in an output depends on the time or the process that made it.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +25,7 @@ from parvae.files import SUFFIXES, DataFile
 from parvae.model import VAE
 from parvae.rows import read_inputs
 from parvae.storage import Place, Remote, write_whole
-from parvae.stream import TALLY_KEY, Transform, stream, writing
+from parvae.stream import TALLY_KEY, Results, Transform, appearing, transformed, write, writing
 from parvae.tally import Tally, tally
 
 ERRORS_NAME = "_errors.jsonl"
@@ -116,7 +113,7 @@ def sift(tasks: Sequence[Task], *, stamp: Mapping[str, str]) -> tuple[list[Outco
         }
         counted = metadata.pop(TALLY_KEY, None)
         _refuse_results_of_another(task, metadata, stamp)
-        if metadata == _stamp(task.file, stamp) and counted is not None:
+        if metadata == stamp_of(task.file, stamp) and counted is not None:
             counts = Tally.from_text(counted)
             finished.append(Outcome(task=task, num_rows=footer.num_rows, tally=counts, skipped=True))
         else:
@@ -129,8 +126,16 @@ def attempt(task: Task, transform: Transform, *, stamp: Mapping[str, str], threa
 
     Raises OutputError when the output cannot be written: then every file would fail.
     """
+    return attempted(task, lambda: process_file(task, transform, stamp=stamp, threads=threads))
+
+
+def attempted(task: Task, action: Callable[[], Outcome]) -> Outcome:
+    """The outcome of `action`; one that says what failed, if the input was at fault.
+
+    Raises OutputError when the output cannot be written.
+    """
     try:
-        return process_file(task, transform, stamp=stamp, threads=threads)
+        return action()
     except OutputError:
         raise
     except (Error, pa.ArrowException, OSError) as error:
@@ -143,15 +148,17 @@ def process_file(task: Task, transform: Transform, *, stamp: Mapping[str, str], 
     Raises DataError when the file is damaged, or changes after it was found.
     """
     task.file.require_unchanged()
-    with _temporary_for(task.output) as path:
-        num_rows, counts = stream(task.file, path, transform, stamp=_stamp(task.file, stamp), threads=threads)
+    return write_output(task, transformed(task.file, transform, threads=threads), stamp=stamp)
+
+
+def write_output(task: Task, results: Results, *, stamp: Mapping[str, str]) -> Outcome:
+    """Write the output of a task whole.
+
+    Raises DataError when the input is damaged or has changed, OutputError when the output cannot be written.
+    """
+    with contextlib.closing(results), appearing(task.output) as path:
+        num_rows, counts = write(results, path, stamp=stamp_of(task.file, stamp))
         task.file.require_unchanged()
-        with writing(task.output):
-            if isinstance(task.output, Remote):
-                with pa.memory_map(str(path)) as content:
-                    task.output.replace_with(content.read_buffer())
-            else:
-                path.replace(task.output)
     return Outcome(task=task, num_rows=num_rows, tally=counts)
 
 
@@ -164,6 +171,12 @@ def write_ledger(outcomes: Sequence[Outcome], output: Place) -> None:
             write_whole(ledger, "".join(json.dumps(entry) + "\n" for entry in failed).encode())
         else:
             ledger.unlink(missing_ok=True)
+
+
+def stamp_of(file: DataFile, stamp: Mapping[str, str]) -> dict[str, str]:
+    """`stamp` with the fingerprint of an input: what stands in the metadata of its output."""
+    fingerprint = {"path": file.path, "num_bytes": file.num_bytes, "modified_ns": file.modified_ns}
+    return {**stamp, "parvae.input": json.dumps(fingerprint)}
 
 
 def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
@@ -215,11 +228,6 @@ def _beside(vae: VAE, table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Ta
     return kept
 
 
-def _stamp(file: DataFile, stamp: Mapping[str, str]) -> dict[str, str]:
-    fingerprint = {"path": file.path, "num_bytes": file.num_bytes, "modified_ns": file.modified_ns}
-    return {**stamp, "parvae.input": json.dumps(fingerprint)}
-
-
 def _footer_of(output: Place) -> pq.FileMetaData | None:
     """The footer of an output that is there; None where there is none."""
     if not output.exists():
@@ -243,24 +251,6 @@ def _refuse_results_of_another(task: Task, found: Mapping[str, str], wanted: Map
                 f"{task.output} holds results of {what} {found.get(key, '')[:12]!r}, not of {wanted[key][:12]!r}; "
                 "remove them, or give another place with -o"
             )
-
-
-@contextlib.contextmanager
-def _temporary_for(output: Place) -> Iterator[Path]:
-    """A local path to write to: beside a local output, so that it can be renamed; elsewhere for a remote one."""
-    if isinstance(output, Remote):
-        with tempfile.TemporaryDirectory(prefix="parvae-") as folder:
-            yield Path(folder) / output.name
-        return
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a process that was killed
-    path = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _is_local(place: Place) -> bool:

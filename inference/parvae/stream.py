@@ -6,7 +6,9 @@ The output has the rows of the input in their order, and its row groups.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 from parvae.arrow import without_structs
 from parvae.errors import DataError, OutputError
 from parvae.files import DataFile
+from parvae.storage import Place, Remote
 from parvae.tally import Tally
 
 BATCH_ROWS, BATCH_BYTES = 16_384, 32 << 20
@@ -31,36 +34,32 @@ TALLY_KEY = "parvae.tally"
 
 Transform = Callable[[pa.Table], tuple[pa.Table, Tally]]
 """The rows of the output that a batch becomes, and what there is to count; called from several threads."""
+Results = Generator[tuple[int, tuple[pa.Table, Tally]]]
+"""(row group, what became of one of its batches), in the order of the rows."""
 
 
-def stream(
-    file: DataFile, path: Path, transform: Transform, *, stamp: Mapping[str, str], threads: int
-) -> tuple[int, Tally]:
-    """Write what `transform` makes of `file` to `path`; returns the number of rows and the sum of the tallies.
+def write(results: Results, path: Path, *, stamp: Mapping[str, str]) -> tuple[int, Tally]:
+    """Write results as a Parquet file at `path`; returns the number of rows and the sum of the tallies.
 
-    `stamp` and the tally go into the metadata of the file. Raises DataError when the input is damaged, OutputError when
-    the output cannot be written.
+    `stamp` and the tally go into the metadata of the file. Raises OutputError when it cannot be written.
     """
     writer: pq.ParquetWriter | None = None
     num_rows, tally = 0, Tally.empty()
     try:
-        with contextlib.closing(_in_order(file, transform, threads)) as results:
-            for _, parts in groupby(results, key=itemgetter(0)):
-                tables = []
-                for _, (table, counted) in parts:
-                    tables.append(table)
-                    tally += counted
-                group = pa.concat_tables(tables)
-                with writing(path):
-                    writer = writer or _open_writer(path, group.schema, stamp)
-                    writer.write_table(group.cast(writer.schema), row_group_size=max(1, group.num_rows))
-                num_rows += group.num_rows
+        for _, parts in groupby(results, key=itemgetter(0)):
+            tables = []
+            for _, (table, counted) in parts:
+                tables.append(table)
+                tally += counted
+            group = pa.concat_tables(tables)
+            with writing(path):
+                writer = writer or _open_writer(path, group.schema, stamp)
+                writer.write_table(group.cast(writer.schema), row_group_size=max(1, group.num_rows))
+            num_rows += group.num_rows
         assert writer is not None, "an empty file gives one empty batch"
         with writing(path):
             writer.add_key_value_metadata({TALLY_KEY: tally.to_text()})
             writer.close()
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
     except BaseException:
         if writer is not None:
             with contextlib.suppress(OSError, pa.ArrowException):  # what was written is thrown away
@@ -69,33 +68,16 @@ def stream(
     return num_rows, tally
 
 
-@contextlib.contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Turns what the system says about an output into a sentence."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(
-            f"{place} cannot be written ({error}); make room or give another place with -o, and run again: "
-            "files that are finished are kept"
-        ) from error
+def transformed(file: DataFile, transform: Transform, *, threads: int = 1, groups: range | None = None) -> Results:
+    """What `transform` makes of the rows of a file, or of some of its row groups; an empty file gives one empty table.
 
-
-def _open_writer(path: Path, schema: pa.Schema, stamp: Mapping[str, str]) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        path,
-        schema.with_metadata({**(schema.metadata or {}), **stamp}),
-        use_dictionary=[name for name in schema.names if name not in UNIQUE_VALUES],
-    )
-
-
-def _in_order(file: DataFile, transform: Transform, threads: int) -> Generator[tuple[int, tuple[pa.Table, Tally]]]:
-    """(row group, result) of every batch, in order: one thread reads ahead, `threads` transform, the caller writes."""
+    One thread reads ahead, `threads` transform, the caller takes. Raises DataError when the file is damaged.
+    """
     reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
     waiting: deque[tuple[int, Future[tuple[pa.Table, Tally]]]] = deque()
     try:
         with file.open() as parquet:
-            batches = _batches(file, parquet)
+            batches = _batches(file, parquet, groups)
             reading = reader.submit(next, batches, None)
             while (batch := reading.result()) is not None:
                 reading = reader.submit(next, batches, None)
@@ -111,13 +93,61 @@ def _in_order(file: DataFile, transform: Transform, threads: int) -> Generator[t
         reader.shutdown(cancel_futures=True)
 
 
-def _batches(file: DataFile, parquet: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+@contextlib.contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turns what the system says about an output into a sentence."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"{place} cannot be written ({error}); make room or give another place with -o, and run again: "
+            "files that are finished are kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def appearing(output: Place) -> Iterator[Path]:
+    """A local path to write to; when the block ends well, what is there appears whole as `output`.
+
+    It lies beside a local output, so that it can be renamed. Raises OutputError when the output cannot be written.
+    """
+    if isinstance(output, Remote):
+        with tempfile.TemporaryDirectory(prefix="parvae-") as folder:
+            path = Path(folder) / output.name
+            yield path
+            with writing(output), pa.memory_map(str(path)) as content:
+                output.replace_with(content.read_buffer())
+        return
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed
+    path = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        yield path
+        with writing(output):
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+            path.replace(output)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _open_writer(path: Path, schema: pa.Schema, stamp: Mapping[str, str]) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
+        schema.with_metadata({**(schema.metadata or {}), **stamp}),
+        use_dictionary=[name for name in schema.names if name not in UNIQUE_VALUES],
+    )
+
+
+def _batches(file: DataFile, parquet: pq.ParquetFile, groups: range | None) -> Iterator[tuple[int, pa.Table]]:
     """(row group, rows); one empty table for an empty file."""
     footer = parquet.metadata
     if not footer.num_rows:
         yield 0, without_structs(parquet.schema_arrow.empty_table())
         return
-    for group in range(footer.num_row_groups):
+    for group in range(footer.num_row_groups) if groups is None else groups:
         facts = footer.row_group(group)
         row_bytes = max(1, facts.total_byte_size // max(1, facts.num_rows))
         size = max(256, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
