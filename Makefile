@@ -22,6 +22,7 @@ format: .venv/.dev
 bench: .venv/.bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/plan_files.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/anomaly.py --protocol clean --protocol contaminated

@@ -10,7 +10,8 @@ evaluations, averaged weights, clipping and checkpoints, rows decoded once or re
 written counts. `wait_share` is what the loop waited for batches.
 
 `workers_1` and `workers_2` are the same training in one and in two processes at a global batch of 1,024, joined as Ray
-joins its workers; `workers_nats_difference` is between their validation ELBOs after the same number of rows.
+joins its workers; `workers_nats_difference` is between their validation ELBOs after the same number of rows (the same
+rows and noise in the same steps: what is left is rounding, in bfloat16 where the processor has it).
 """
 
 from __future__ import annotations
