@@ -81,6 +81,7 @@ def test_settings_named_in_the_readme_exist() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_five_commands_take_a_file_to_scores(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     shutil.copy(ROOT / "examples" / "digits.parquet", tmp_path / "examples")
