@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -52,9 +53,25 @@ def ray_head(*, num_cpus: int) -> Iterator[dict[str, str]]:
         _wait_for(address, node)
         yield {**environment, "RAY_API_SERVER_ADDRESS": address, "RAY_ADDRESS": f"127.0.0.1:{head}"}
     finally:
-        node.terminate()  # with --block it ends its children
+        for process in processes_of(environment):  # a node that is asked to end may take half a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         node.wait(timeout=WAIT_S)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(cluster: dict[str, str], name: str = "") -> list[int]:
+    """The processes of a cluster and of no other one, those with `name` in their command line."""
+    ours, found = f"{MARKER}={cluster[MARKER]}", []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command, marks = (entry / "cmdline").read_text(), (entry / "environ").read_text(errors="replace")
+            except OSError:
+                continue  # it has ended, or is another user's
+            if name in command and ours in marks.split("\0"):
+                found.append(int(entry.name))
+    return found
 
 
 def free_ports(count: int) -> list[int]:

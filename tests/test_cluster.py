@@ -14,7 +14,7 @@ import pytest
 import torch
 from builders import people_table, write_parquet
 from conftest import DIGITS
-from ray_head import MARKER
+from ray_head import processes_of
 
 from parvae.errors import SettingError
 from parvae_pipeline.cluster import ClusterSettings, check_resources, workers_that_fit
@@ -61,17 +61,9 @@ def on_cluster(folder: Path, *options: str, data: Path = DIGITS) -> list[str]:
 
 
 def kill_a_worker(cluster: dict[str, str]) -> None:
-    ours = f"{MARKER}={cluster[MARKER]}"
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, marks = (entry / "cmdline").read_text(), (entry / "environ").read_text(errors="replace")
-            except OSError:
-                continue
-            if name.startswith("ray::") and "RayTrainWorker" in name and ours in marks.split("\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                return
-    raise AssertionError("no worker is running")
+    workers = processes_of(cluster, "ray::RayTrainWorker")
+    assert workers, "no worker is running"
+    os.kill(workers[0], signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
