@@ -22,6 +22,7 @@ import ray
 from parvae.bulk import FOOTERS_AT_A_TIME, Outcome, Task, attempt, plan, score_transform, sift, write_ledger
 from parvae.commands import print_outcomes
 from parvae.console import PlaceType, Verb, json_option
+from parvae.errors import SettingError
 from parvae.files import find_files
 from parvae.model import load
 from parvae.parts import Part, attempt_part, join, parts_of, remove_parts
@@ -30,7 +31,7 @@ from parvae.storage import Place
 MAX_RESTARTS = 3
 
 
-@ray.remote(max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
+@ray.remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
 class Scorer:
     """Holds one session. Files and parts are independent and appear whole or not at all, so a retry is safe."""
 
@@ -106,6 +107,12 @@ def score(
     bundle = load(content)
     tasks = plan(find_files(data), output.absolute())
     ray.init(address="auto", log_to_driver=False)
+    num_cpus = int(ray.cluster_resources().get("CPU", 0))
+    if num_cpus < (workers or 1):  # Ray would wait for them for ever
+        raise SettingError(
+            f"{workers or 1} actors need as many CPUs; the cluster has {num_cpus}: take fewer with --workers, or start "
+            "more nodes"
+        )
     stamp = {
         "parvae.verb": "score",
         "parvae.settings": f"alpha={alpha} calibration={bundle.calibration_id}",
@@ -116,7 +123,7 @@ def score(
         parts = list(readers.map(partial(parts_of, part_bytes=int(part_mb * 2**20)), missing))
     works = [Work(task=task, parts=found) for task, found in zip(missing, parts, strict=True)]
     num_calls = sum(len(work.first_calls()) for work in works)
-    num_actors = min(num_calls, workers or int(ray.cluster_resources().get("CPU", 1)))
+    num_actors = min(num_calls, workers or num_cpus)
     # Ray makes the constructor's arguments from what remote() is given; its types do not say so.
     actors = [Scorer.remote(content, alpha, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
     print_outcomes(bundle, _outcomes(actors, finished, works, output), output, as_json=as_json)

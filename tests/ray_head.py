@@ -47,6 +47,7 @@ def ray_head(*, num_cpus: int) -> Iterator[dict[str, str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment,
+        cwd=folder,
     )
     try:
         address = f"http://127.0.0.1:{dashboard}"

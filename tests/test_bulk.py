@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 
 import parvae
 from parvae import stream
-from parvae.bulk import ERRORS_NAME, Outcome, encode_transform, plan, run, score_transform
+from parvae.bulk import ERRORS_NAME, Outcome, attempt, encode_transform, plan, run, score_transform
 from parvae.cli import vae as cli
 from parvae.errors import DataError, SettingError
 from parvae.files import find_files
@@ -257,6 +258,25 @@ def test_bad_files_are_listed_and_the_rest_is_finished(
         (folder / name).unlink()
     score(vae, folder, tmp_path / "out")
     assert not (tmp_path / "out" / ERRORS_NAME).exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs the users of POSIX")
+def test_a_file_that_may_not_be_read_is_an_outcome_that_names_it(vae: parvae.VAE, mixed_table: pa.Table) -> None:
+    me, transform = os.geteuid(), score_transform(vae, alpha=None)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folder is closed to other users
+        path = Path(folder) / "closed.parquet"
+        pq.write_table(mixed_table, path)
+        (task,) = plan(find_files([str(path)]), Path(folder) / "out.parquet")
+        Path(folder).chmod(0o777)
+        path.chmod(0)
+        try:
+            if me == 0:
+                os.seteuid(65534)  # root may read everything
+            outcome = attempt(task, transform, stamp=STAMP)
+        finally:
+            os.seteuid(me)
+        assert re.search(rf"{path} cannot be read as Parquet .*Permission denied", str(outcome.error))
+        assert not task.output.exists()
 
 
 def test_an_empty_file_gives_an_empty_file(vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table) -> None:

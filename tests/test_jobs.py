@@ -87,3 +87,15 @@ def test_a_scoring_job_killed_midway_is_finished_by_the_next(
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     CliRunner().invoke(vae, ["score", *arguments, "-o", str(tmp_path / "whole")])
     assert_same_files(out, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_more_actors_than_cpus_are_refused_at_once(
+    cluster: dict[str, str], tmp_path: Path, mixed_bundle: Path, mixed_table: pa.Table
+) -> None:
+    pq.write_table(mixed_table, tmp_path / "in.parquet")
+    arguments = [str(mixed_bundle), str(tmp_path / "in.parquet"), "-o", str(tmp_path / "out"), "--workers", "3"]
+    done = subprocess.run(job(*arguments), capture_output=True, text=True, env=cluster, check=False)
+    assert done.returncode == 2
+    assert "3 actors need as many CPUs; the cluster has 2: take fewer with --workers" in done.stderr
+    assert not (tmp_path / "out").exists()
