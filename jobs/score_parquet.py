@@ -35,8 +35,10 @@ MAX_RESTARTS = 3
 class Scorer:
     """Holds one session. Files and parts are independent and appear whole or not at all, so a retry is safe."""
 
-    def __init__(self, model: bytes, alpha: float, stamp: dict[str, str]) -> None:
-        self._transform = score_transform(load(model), alpha=alpha)
+    def __init__(self, models: list[ray.ObjectRef[bytes]], alpha: float, stamp: dict[str, str]) -> None:
+        # A reference in a list: the bytes themselves would be gone when the actor is started anew.
+        (content,) = ray.get(models)
+        self._transform = score_transform(load(content), alpha=alpha)
         self._stamp = stamp
 
     def score(self, task: Task) -> Outcome:
@@ -124,8 +126,9 @@ def score(
     works = [Work(task=task, parts=found) for task, found in zip(missing, parts, strict=True)]
     num_calls = sum(len(work.first_calls()) for work in works)
     num_actors = min(num_calls, workers or num_cpus)
+    models = [ray.put(content)]
     # Ray makes the constructor's arguments from what remote() is given; its types do not say so.
-    actors = [Scorer.remote(content, alpha, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
+    actors = [Scorer.remote(models, alpha, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
     print_outcomes(bundle, _outcomes(actors, finished, works, output), output, as_json=as_json)
 
 

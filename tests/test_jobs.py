@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from ray_head import processes_of
 
 from parvae.cli import vae
 
@@ -81,9 +82,15 @@ def test_a_scoring_job_killed_midway_is_finished_by_the_next(
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert len(kept) < 7
     assert list(out.glob(".large.parquet.*.part")), "the job was not killed midway"
-    code, result = run(cluster, *on_cluster)
-    assert (code, result["files"], result["failed"]) == (0, 7, 0)
-    assert int(str(result["already_done"])) >= len(kept)  # actors may have outlived the driver by a moment
+    second = subprocess.Popen(job(*on_cluster), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cluster)
+    while not (scorers := processes_of(cluster, "ray::Scorer")) and second.poll() is None:
+        time.sleep(0.001)
+    os.kill(scorers[0], signal.SIGKILL)  # an actor that dies is started anew
+    output, errors = second.communicate(timeout=WAIT_S)
+    assert second.returncode == 0, errors
+    result = json.loads(output.splitlines()[-1])
+    assert (result["files"], result["failed"]) == (7, 0)
+    assert result["already_done"] >= len(kept)  # actors may have outlived the driver by a moment
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     CliRunner().invoke(vae, ["score", *arguments, "-o", str(tmp_path / "whole")])
     assert_same_files(out, tmp_path / "whole")
