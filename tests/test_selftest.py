@@ -252,3 +252,10 @@ def test_golden_rows_read_back() -> None:
 def test_golden_rows_hold_no_pickle() -> None:
     golden: Golden = {graph: {"in": {"x": np.array([["ä"]], dtype=object)}, "out": {}} for graph in GRAPHS}
     assert read_golden(write_golden(golden))["encode"]["in"]["x"].tolist() == [["ä"]]  # allow_pickle is off
+
+
+def test_the_tolerance_of_a_column_follows_all_its_rows() -> None:
+    found, wanted = np.array([[0.5 + 3e-5]]), np.array([[0.5]])
+    assert not compare("sample", "numeric", found + 1e-4, wanted).passed
+    assert compare("sample", "numeric", found + 1e-4, wanted, like=np.array([[0.5], [900.0]])).passed
+    assert not compare("sample", "numeric", found + 1.0, wanted, like=np.array([[0.5], [900.0]])).passed

@@ -21,12 +21,13 @@ from parvae.selftest import replay, write_golden
 from parvae.sessions import Sessions
 from parvae.storage import Place, place_of, write_whole
 from parvae_export.card import model_card
-from parvae_export.graphs import GRAPHS, Graph
+from parvae_export.graphs import GRAPHS, Graph, ScoreGraph
 from parvae_export.onnx_graph import to_onnx
 from parvae_export.parity import check_parity
 from parvae_export.rows import edge_rows, graph_inputs, sampled_rows
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
 from parvae_pipeline.reader import select
+from parvae_pipeline.strangeness import CORESET_PARTS, MODEL_PARTS, Strangeness, can_fit
 
 PARITY_ROWS = 256
 GOLDEN_ROWS = 8
@@ -35,6 +36,12 @@ STAND_IN_ROWS = 4_096
 SCORE_DEFINITION = (
     "negative ELBO in nats: minus the log-likelihood of every column, averaged over two fixed points of the posterior, "
     "plus the KL divergence from posterior to prior; higher is more anomalous"
+)
+
+STRANGENESS_DEFINITION = (
+    "mean of sign(u) * log(1 + |u|) over its parts, u the part less its median over training rows, by their spread; "
+    "conditional: nats of every column given the others; residual: squared whitened distance to the prediction; "
+    "distance and isolation: to the nearest of the training rows kept in the graph, and relative to what is usual there"
 )
 
 
@@ -70,21 +77,29 @@ def export(
     from_real_rows = bool(checkpoint.reservoir)
     rows = checkpoint.reservoir or sampled_rows(checkpoint.model, STAND_IN_ROWS)
 
+    modules = _modules(checkpoint, rows)
     graphs: dict[str, bytes] = {}
     errors: list[float] = []
-    for role, make in GRAPHS.items():
+    for role, graph in modules.items():
         announce(f"{role}: exporting and comparing with torch")
-        graph = make(checkpoint.model)
         content, error = _verified_graph(role, graph, checkpoint, rows)
         graphs[role] = content
         errors.append(error)
 
     announce("calibrating on the exported graphs")
     sessions = Sessions(graphs, threads=1, low_memory=False)
-    calibration = calibrate(sessions, graph_inputs(checkpoint.schema, rows), from_real_rows=from_real_rows)
+    outputs = _score(sessions, graph_inputs(checkpoint.schema, rows))
+    scores = outputs.get("strangeness", outputs["score"])
+    medians: Arrays = {
+        name: np.median(outputs[name], axis=0) for name in ("contributions", "conditional") if name in outputs
+    }
+    calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=medians)
     manifest = _manifest(checkpoint, graphs, calibration)
+    if can_fit(checkpoint.model):
+        parts = MODEL_PARTS + (CORESET_PARTS if checkpoint.coreset else ())
+        manifest["score"]["strangeness"] = {"definition": STRANGENESS_DEFINITION, "parts": list(parts)}
     members = {f"{role}.onnx": content for role, content in graphs.items()}
-    members["golden.npz"] = _golden(checkpoint, sessions, rows)
+    members["golden.npz"] = _golden(checkpoint, modules, sessions, rows)
     members["card.md"] = model_card(checkpoint, manifest).encode()
     content = bundle_bytes(manifest, members)
     _verify(read_bundle(content))
@@ -96,18 +111,28 @@ def export(
         parity_error=max(errors),
         num_calibration_rows=len(calibration.scores),
         from_real_rows=from_real_rows,
-        negative_elbo_nats=float(np.mean(calibration.scores, dtype=np.float64)),
+        negative_elbo_nats=float(np.mean(outputs["score"], dtype=np.float64)),
     )
 
 
-def calibrate(sessions: Sessions, inputs: Arrays, *, from_real_rows: bool) -> Calibration:
-    """Sorted scores of the rows, by the exported graph."""
+def _modules(checkpoint: Checkpoint, rows: Arrays) -> dict[str, Graph]:
+    """The graphs as torch modules; a model that can tells the strangeness of rows beside their nats."""
+    modules = {role: make(checkpoint.model) for role, make in GRAPHS.items()}
+    if can_fit(checkpoint.model):
+        typical = {name: torch.from_numpy(array) for name, array in (checkpoint.coreset or rows).items()}
+        strangeness = Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset))
+        modules["score"] = ScoreGraph(checkpoint.model, strangeness)
+    return modules
+
+
+def _score(sessions: Sessions, inputs: Arrays) -> Arrays:
+    """What the exported graph says of the rows."""
     num_rows = len(next(iter(inputs.values())))
-    parts = [
-        sessions.run("score", {name: array[first : first + 1024] for name, array in inputs.items()})["score"]
+    outputs = [
+        sessions.run("score", {name: array[first : first + 1024] for name, array in inputs.items()})
         for first in range(0, num_rows, 1024)
     ]
-    return Calibration(scores=np.sort(np.concatenate(parts)), from_real_rows=from_real_rows)
+    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
 
 def _verified_graph(role: str, graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> tuple[bytes, float]:
@@ -143,7 +168,7 @@ def _examples(graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> Arrays:
     }
 
 
-def _golden(checkpoint: Checkpoint, sessions: Sessions, rows: Arrays) -> bytes:
+def _golden(checkpoint: Checkpoint, modules: dict[str, Graph], sessions: Sessions, rows: Arrays) -> bytes:
     """Rows in and numbers out, of every graph: the first held-out rows, and rows that no data set should hold."""
     schema = checkpoint.schema
     num_rows = len(next(iter(rows.values())))
@@ -151,8 +176,7 @@ def _golden(checkpoint: Checkpoint, sessions: Sessions, rows: Arrays) -> bytes:
     edges = edge_rows(schema, rows)
     raw = graph_inputs(schema, {name: np.concatenate([plain[name], edges[name]]) for name in plain})
     golden = {}
-    for role, make in GRAPHS.items():
-        graph = make(checkpoint.model)
+    for role, graph in modules.items():
         takes_columns = graph.input_names == graph.block_names
         inputs = raw if takes_columns else select(_examples(graph, checkpoint, rows), np.arange(GOLDEN_ROWS))
         golden[role] = {"in": inputs, "out": sessions.run(role, inputs)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.strangeness import Strangeness
 
 
 class Graph(nn.Module):
@@ -58,16 +59,24 @@ class DecodeGraph(Graph):
 
 
 class ScoreGraph(Graph):
-    """Raw columns -> score (B,) and contributions (B, columns + 1), in nats."""
+    """Raw columns -> score (B,) and contributions (B, columns + 1), in nats.
 
-    def __init__(self, model: VariationalAutoencoder) -> None:
+    With a strangeness also that (B,), its parts (B, parts), and the conditional nats (B, columns).
+    """
+
+    def __init__(self, model: VariationalAutoencoder, strangeness: Strangeness | None = None) -> None:
         super().__init__(model)
+        self.strangeness = strangeness
         self.input_names, self.output_names = self.block_names, ("score", "contributions")
+        if strangeness is not None:
+            self.output_names += ("strangeness", "parts", "conditional")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        terms = self.model.score_terms(self.raw(tensors))
+        raw = self.raw(tensors)
+        terms = self.model.score_terms(raw)
         contributions = torch.cat([terms.column_nats, terms.kl_nats.unsqueeze(1)], dim=1)
-        return contributions.sum(dim=1), contributions
+        outputs = (contributions.sum(dim=1), contributions)
+        return outputs if self.strangeness is None else (*outputs, *self.strangeness(raw))
 
 
 class SampleGraph(Graph):

@@ -185,7 +185,7 @@ def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
     def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
         inputs, num_rows = read_inputs(vae.schema, table)
         scores = vae._score_inputs(inputs, num_rows, table)
-        columns = {"score": pa.array(scores.nats), "p_value": pa.array(scores.p_value)}
+        columns = {"score": pa.array(scores.score), "p_value": pa.array(scores.p_value)}
         num_flagged = 0
         if alpha is not None:
             flagged = scores.is_anomaly(alpha)

@@ -1,14 +1,16 @@
-"""The bundle `model.vae`: one stored zip with a manifest, the ONNX graphs and golden rows. Format 1.
+"""The bundle `model.vae`: one stored zip with a manifest, the ONNX graphs and golden rows. Formats 1 and 2.
 
     manifest.json   format, model id, schema, latent size, score definition, calibration, sha256 of every other member
     encode.onnx     raw columns -> mean, stddev of the posterior
     decode.onnx     z -> columns in data units
-    score.onnx      raw columns -> score, contributions (nats)
+    score.onnx      raw columns -> score, contributions (nats); in format 2 also strangeness, parts, conditional (nats)
     sample.onnx     z_noise, noise -> columns in data units
     golden.npz      rows in, numbers out: what `selftest` replays
     card.md         the model in words
 
-A reader verifies every hash and the format before a session is opened. Nothing is ever extracted to disk.
+Format 2 is that of models that tell strangeness: their calibration table holds strangeness, where format 1 holds nats.
+A bundle states the oldest format that tells it right. A reader verifies every hash and the format before a session is
+opened. Nothing is ever extracted to disk.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from parvae.stored_zip import read_stored_zip
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 GRAPHS = ("encode", "decode", "score", "sample")
 REQUIRED_MEMBERS = (*(f"{graph}.onnx" for graph in GRAPHS), "golden.npz", "card.md")
@@ -75,14 +77,15 @@ def read_bundle(source: BundleSource) -> Bundle:
 
 
 def bundle_bytes(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
-    """The content of a bundle file; `manifest` gets the format and the hash of every member."""
+    """The content of a bundle file; `manifest` gets its format and the hash of every member."""
     listing = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
         for name, content in members.items()
     }
     import zipfile  # only who writes a bundle waits for it
 
-    document = {"format": FORMAT, **manifest, "members": listing}
+    tells_strangeness = "strangeness" in manifest.get("score", {})
+    document = {**manifest, "format": FORMAT if tells_strangeness else 1, "members": listing}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), json.dumps(document, indent=1, ensure_ascii=False))

@@ -84,6 +84,10 @@ class VAE:
         """Names of the contributions to a score: the modelled columns, then the latent code."""
         return (*(column.name for column in self._schema.modelled), LATENT_PART)
 
+    @property
+    def _strangeness_parts(self) -> list[str]:
+        return list(self.manifest["score"].get("strangeness", {}).get("parts", []))
+
     def encode(self, rows: Any) -> NDArray[np.float32]:
         """Codes (n, latent): the mean of the posterior of each row.
 
@@ -120,6 +124,11 @@ class VAE:
             parts=self.parts,
             calibration=self._calibration,
             reconstruct=partial(self.reconstruct, rows),
+            strangeness=outputs.get("strangeness"),
+            strangeness_parts=dict(zip(self._strangeness_parts, outputs["parts"].T, strict=True))
+            if "parts" in outputs
+            else {},
+            conditional=outputs.get("conditional"),
         )
 
     def sample(self, num_rows: int, *, seed: int = 0, pixel_noise: bool = False) -> Arrays:

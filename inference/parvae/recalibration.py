@@ -35,7 +35,7 @@ def score_files(vae: VAE, files: Sequence[DataFile]) -> NDArray[np.float32]:
             with file.open() as parquet:
                 columns = [column.name for column in vae.schema.modelled]
                 batches = parquet.iter_batches(BATCH_ROWS, columns=columns)  # those it lacks are left to `score`
-                parts.extend(vae.score(pa.Table.from_batches([batch])).nats for batch in batches)
+                parts.extend(vae.score(pa.Table.from_batches([batch])).score for batch in batches)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
         except DataError as error:
@@ -56,7 +56,7 @@ def recalibrated(bundle: Bundle, scores: NDArray[np.float32], *, seed: int = 0) 
     before = bundle.manifest["calibration"]
     manifest = {
         **bundle.manifest,
-        "calibration": Calibration(scores=np.sort(scores), from_real_rows=True).to_json(),
+        "calibration": {**before, **Calibration(scores=np.sort(scores), from_real_rows=True).to_json()},
         # The rows themselves stay out of the bundle: what it said of them still holds.
         "holds_real_rows": bundle.manifest.get("holds_real_rows", before["from_real_rows"]),
     }

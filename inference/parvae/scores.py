@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -23,6 +23,8 @@ class Calibration:
     """(m,) nats, rising."""
     from_real_rows: bool
     """False when the model was trained to keep no real row, and its own samples stand in."""
+    typical: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Medians of the "contributions" and "conditional" nats of these rows, where the bundle states them."""
 
     def p_value(self, nats: NDArray[np.float32]) -> NDArray[np.float64]:
         """Share of held-out rows at least as strange: (1 + #{s_i >= s}) / (1 + m), the conformal p-value.
@@ -46,12 +48,21 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
         # repr of a float32 as float64 is exact, so the table read back is the table that was fitted.
-        return {"scores": [float(score) for score in self.scores], "from_real_rows": self.from_real_rows}
+        typical = {name: [float(nats) for nats in medians] for name, medians in self.typical.items()}
+        return {
+            "scores": [float(score) for score in self.scores],
+            "from_real_rows": self.from_real_rows,
+            **({"typical": typical} if typical else {}),
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """The table that `to_json` wrote."""
-        return cls(scores=np.array(document["scores"], np.float32), from_real_rows=bool(document["from_real_rows"]))
+        return cls(
+            scores=np.array(document["scores"], np.float32),
+            from_real_rows=bool(document["from_real_rows"]),
+            typical={name: np.array(medians, np.float32) for name, medians in document.get("typical", {}).items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,14 @@ class Scores:
     calibration: Calibration
     reconstruct: Callable[[], Any]
     """Called once, by `expected`."""
+    strangeness: NDArray[np.float32] | None = None
+    """(n,) where the model was trained to tell it (`model.denoising`): what p-values then rest on."""
+    strangeness_parts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(n,) each, standardised; `strangeness` is their mean. "conditional" and "residual" are the model's alone,
+    "distance" and "isolation" are measured to training rows in the bundle."""
+    conditional: NDArray[np.float32] | None = None
+    """(n, columns) nats of each column given the others: it names the column at fault, where `contributions` also
+    blame those that go with it."""
 
     def __len__(self) -> int:
         return len(self.nats)
@@ -74,7 +93,24 @@ class Scores:
     @cached_property
     def p_value(self) -> NDArray[np.float64]:
         """(n,) conformal p-values; see `Calibration.p_value`."""
-        return self.calibration.p_value(self.nats)
+        return self.calibration.p_value(self.score)
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """(n,) what rows are ranked by: `strangeness` where the model tells it, else `nats`."""
+        return self.nats if self.strangeness is None else self.strangeness
+
+    def blame(self, *, conditional: bool = True) -> NDArray[np.float32]:
+        """(n, columns) nats by which each column costs more than it does in the median calibration row.
+
+        `conditional` hides a column from the model that judges it, where the model was trained for that; without, or
+        where it was not, a column at fault shares its blame with those that it goes with.
+        """
+        if conditional and self.conditional is not None:
+            nats, typical = self.conditional, self.calibration.typical.get("conditional")
+        else:
+            nats, typical = self.contributions[:, : len(self.parts) - 1], self.calibration.typical.get("contributions")
+        return nats if typical is None else nats - typical[: nats.shape[1]]
 
     @cached_property
     def expected(self) -> Any:
@@ -88,8 +124,8 @@ class Scores:
         Raises SettingError when the calibration rows are too few to tell the shape of the tail.
         """
         table = self.calibration
-        beyond = np.minimum(table.tail.probability(self.nats), 1.0 / (1 + len(table.scores)))
-        return np.where(self.nats > table.scores[-1], beyond, self.p_value)
+        beyond = np.minimum(table.tail.probability(self.score), 1.0 / (1 + len(table.scores)))
+        return np.where(self.score > table.scores[-1], beyond, self.p_value)
 
     def is_anomaly(self, alpha: float = 0.01, *, confidence: float | None = None) -> NDArray[np.bool_]:
         """(n,) whether a row is stranger than all but a share `alpha` of normal rows.

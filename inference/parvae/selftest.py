@@ -14,9 +14,9 @@ from parvae.bundle import GRAPHS, Bundle
 from parvae.sessions import Sessions
 
 RELATIVE_TOLERANCE = 1e-4
-CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions")
+CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions", "strangeness", "parts", "conditional")
 """Outputs without whole numbers or nulls."""
-ABSOLUTE_TOLERANCE = {"score": 1e-3, "contributions": 1e-3}
+ABSOLUTE_TOLERANCE = dict.fromkeys(("score", "contributions", "strangeness", "parts", "conditional"), 0.001)
 DEFAULT_ABSOLUTE_TOLERANCE = 1e-5
 MAX_EDGE_SHARE = 1e-3
 """A float on the edge between two whole numbers, levels or nulls may fall to either side: at most this share of values
@@ -77,8 +77,13 @@ def describe(bundle: Bundle) -> dict[str, object]:
     }
 
 
-def compare(graph: str, output: str, found: NDArray[Any], wanted: NDArray[Any]) -> Check:
-    """Compare one output with what it should be."""
+def compare(
+    graph: str, output: str, found: NDArray[Any], wanted: NDArray[Any], *, like: NDArray[Any] | None = None
+) -> Check:
+    """Compare one output with what it should be.
+
+    `like` are more rows of the same output, where `wanted` are too few to show how large its values are.
+    """
     if found.shape != wanted.shape or not wanted.size:
         same = found.shape == wanted.shape
         return Check(graph=graph, output=output, error=0.0 if same else float("inf"), limit=0.0, passed=same)
@@ -92,7 +97,8 @@ def compare(graph: str, output: str, found: NDArray[Any], wanted: NDArray[Any]) 
         difference = np.where(null | found_null | (found == wanted), 0.0, np.abs(found - wanted))
     # Data columns carry their own units: the tolerance follows the size of the column's values.
     size = np.where(np.isfinite(wanted), np.abs(wanted), 0.0)
-    scale = np.maximum(1.0, np.max(size, axis=0, initial=0.0))
+    more = wanted if like is None else like.astype(np.float64)
+    scale = np.maximum(1.0, np.max(np.where(np.isfinite(more), np.abs(more), 0.0), axis=0, initial=0.0))
     limit = ABSOLUTE_TOLERANCE.get(output, DEFAULT_ABSOLUTE_TOLERANCE) * scale + RELATIVE_TOLERANCE * size
     with np.errstate(invalid="ignore"):
         both_whole = (found == np.rint(found)) & (wanted == np.rint(wanted))

@@ -75,6 +75,7 @@ class Block(nn.Module, ABC):
     def __init__(self, block: Input) -> None:
         super().__init__()
         self.name = block.name
+        self.role = block.role
         self.columns = block.columns
         self.presence: Presence | None = None
 
@@ -103,6 +104,18 @@ class Block(nn.Module, ABC):
     def num_noise(self) -> int:
         """Standard normal numbers that one drawn row takes."""
         return self.likelihood.num_noise + (self.presence.num_parameters if self.presence else 0)
+
+    @property
+    def feature_columns(self) -> Tensor:
+        """(F,) the value that each feature tells of: the values themselves first, then indicators of null."""
+        nullable = self.presence.nullable if self.presence else torch.zeros(0, dtype=torch.long)
+        return torch.cat([torch.arange(self.num_values), nullable])
+
+    def residual(self, parameters: Tensor, raw: Tensor) -> Tensor:
+        """(B, C) what the prediction is off by, in standard units; 0 where null."""
+        target, present = self.target(raw)
+        missed = target - self.likelihood.mean(self._split(parameters)[0])
+        return missed if present is None else torch.where(present, missed, 0.0)
 
     def log_prob(self, parameters: Tensor, raw: Tensor) -> Tensor:
         """(B, columns) nats of every column; the term of a null is the nats of its being null."""

@@ -63,6 +63,10 @@ class BooleanBlock(Block):
         target, present = self.target(raw)
         return torch.cat([2.0 * target - 1.0, self._indicators(present)], dim=1)
 
+    def residual(self, parameters: Tensor, raw: Tensor) -> Tensor:
+        """(B, C) deviance residuals: the square root of twice the nats."""
+        return torch.sqrt(2.0 * (-self.log_prob(parameters, raw)).clamp(min=0.0))
+
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         return values
 
@@ -98,6 +102,14 @@ class CategoryBlock(Block):
     def features(self, raw: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(raw + self.offsets)
         return embedded.flatten(1)
+
+    @property
+    def feature_columns(self) -> Tensor:
+        return torch.arange(self.num_values).repeat_interleave(self.embedding.embedding_dim)
+
+    def residual(self, parameters: Tensor, raw: Tensor) -> Tensor:
+        """(B, C) deviance residuals: the square root of twice the nats."""
+        return torch.sqrt(2.0 * (-self.log_prob(parameters, raw)).clamp(min=0.0))
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         return values + FIRST_LEVEL_CODE

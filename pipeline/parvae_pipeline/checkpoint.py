@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class Checkpoint:
     reservoir: Arrays
     """Held-out rows as the network takes them (categories as codes); empty when no real row may leave the run."""
     metrics: dict[str, Any]
+    coreset: Arrays = field(default_factory=dict)
+    """Training rows that a denoising model measures distances to; empty for others, and when no real row may leave."""
 
     @property
     def schema(self) -> Schema:
@@ -51,6 +53,7 @@ def write_checkpoint(path: Place, checkpoint: Checkpoint) -> None:
         "facts": json.dumps(facts),
         "weights": dict(checkpoint.model.state_dict()),
         "reservoir": {name: torch.from_numpy(array) for name, array in checkpoint.reservoir.items()},
+        "coreset": {name: torch.from_numpy(array) for name, array in checkpoint.coreset.items()},
     }
     write_whole(path, torch_bytes(document))
 
@@ -76,6 +79,7 @@ def read_checkpoint(path: str | Place) -> Checkpoint:
             settings=RunSettings.from_mapping(settings),
             reservoir={name: tensor.numpy() for name, tensor in document["reservoir"].items()},
             metrics=facts["metrics"],
+            coreset={name: tensor.numpy() for name, tensor in document.get("coreset", {}).items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is no whole checkpoint ({error}); train anew or give another ckpt.pt") from error

@@ -68,6 +68,9 @@ class ModelSettings:
     """Units of the hidden layers of the table network."""
     depth: int = 2
     """Gated residual layers in encoder and decoder of the table network."""
+    denoising: bool = False
+    """Learn from blurred and partly hidden values: better anomaly scores and explanations of tables of numbers,
+    categories and booleans, at some cost in nats."""
     channels: int = 32
     """Feature maps of the image network at half resolution; twice as many at a quarter."""
 

@@ -17,6 +17,7 @@ from parvae.errors import SettingError
 from parvae.schema import Schema
 from parvae_pipeline.block import Block
 from parvae_pipeline.blocks import BLOCKS
+from parvae_pipeline.corruption import Corruption, Corruptor
 from parvae_pipeline.image_block import ImageBlock
 from parvae_pipeline.networks import NETWORKS, Size
 from parvae_pipeline.priors import PRIORS, gaussian_log_prob
@@ -48,6 +49,8 @@ class Architecture:
     """vae, or autoencoder: codes without noise, and a prior that learns where they lie but does not move them."""
     num_components: int = 1
     """Gaussians of a mixture prior."""
+    denoising: bool = False
+    """Whether the encoder learns from corrupted rows, and is told how much each value is corrupted."""
 
     def __post_init__(self) -> None:
         for kind, name, table in (("network", self.network, NETWORKS), ("prior", self.prior, PRIORS)):
@@ -81,7 +84,8 @@ class VariationalAutoencoder(nn.Module):
         # `schema.inputs` puts images last, where the image network looks for its image.
         self.blocks = nn.ModuleList(blocks)
         encoder, decoder = NETWORKS[architecture.network]
-        size = _network_size(blocks, architecture)
+        self.corruptor = Corruptor(blocks) if architecture.denoising else None
+        size = _network_size(blocks, architecture, self.corruptor)
         self.encoder = encoder(size)
         self.decoder = decoder(size)
         self.prior = PRIORS[architecture.prior](architecture.latent_size, architecture.num_components)
@@ -112,9 +116,20 @@ class VariationalAutoencoder(nn.Module):
         """Standard normal numbers that one drawn row takes beside those of the latent code."""
         return sum(block.num_noise for block in self.column_blocks)
 
-    def posterior(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (B, L) of q(z | x)."""
-        features = torch.cat([block.features(raw[block.name]) for block in self.column_blocks], dim=1)
+    @property
+    def num_features(self) -> int:
+        """F: what the blocks give the encoder for a row."""
+        return sum(block.num_features for block in self.column_blocks)
+
+    def features(self, raw: RawBatch) -> Tensor:
+        """(B, F) the rows as the encoder sees them, in block order."""
+        return torch.cat([block.features(raw[block.name]) for block in self.column_blocks], dim=1)
+
+    def posterior(self, raw: RawBatch, corruption: Corruption | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, L) of q(z | x), or of q(z | corrupted x) where the model is a denoising one."""
+        features = self.features(raw)
+        if self.corruptor is not None:
+            features = self.corruptor(features, corruption)
         with self._layer_arithmetic():
             mean, log_variance = self.encoder(features)
         if self.architecture.kind == "autoencoder":
@@ -177,6 +192,12 @@ class VariationalAutoencoder(nn.Module):
         terms = [-block.log_prob(parameters[block.name], raw[block.name]) for block in self.column_blocks]
         return torch.cat(terms, dim=1)
 
+    def residuals(self, raw: RawBatch, z: Tensor) -> Tensor:
+        """(B, values) what the prediction from `z` (B, L) is off by, in standard units, in block order."""
+        parameters = self._decoder_outputs(z)
+        terms = [block.residual(parameters[block.name], raw[block.name]) for block in self.column_blocks]
+        return torch.cat(terms, dim=1)
+
     def decode(self, z: Tensor) -> dict[str, Tensor]:
         """The expected row at codes `z` (B, L), in data units, by block name."""
         parameters = self._decoder_outputs(z)
@@ -209,13 +230,13 @@ class VariationalAutoencoder(nn.Module):
         return {block.name: part for block, part in zip(self.column_blocks, parts, strict=True)}
 
 
-def _network_size(blocks: list[Block], architecture: Architecture) -> Size:
+def _network_size(blocks: list[Block], architecture: Architecture, corruptor: Corruptor | None) -> Size:
     image = blocks[-1] if isinstance(blocks[-1], ImageBlock) else None
     if architecture.network == "image" and image is None:
         raise SettingError("model.network is 'image', but no column is an image; take 'table' or 'auto'")
     return Size(
         latent_size=architecture.latent_size,
-        num_features=sum(block.num_features for block in blocks),
+        num_features=sum(block.num_features for block in blocks) + (corruptor.num_values if corruptor else 0),
         num_parameters=sum(block.num_parameters for block in blocks),
         width=architecture.width,
         depth=architecture.depth,

@@ -100,6 +100,13 @@ class NumericBlock(Block):
         atoms = at_atom.flatten(1)[:, self._atom_places].float()
         return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), atoms, indicators], dim=1)
 
+    @property
+    def feature_columns(self) -> Tensor:
+        assert self.presence is not None
+        num_atoms = self.atoms.shape[1]
+        atoms = torch.tensor([place // num_atoms for place in self._atom_places], dtype=torch.long)
+        return torch.cat([torch.arange(self.num_values), atoms, self.presence.nullable])
+
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
         restored = values.double() * self.stddevs + self.means
         if self._has_logs:

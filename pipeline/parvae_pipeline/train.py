@@ -26,6 +26,7 @@ from parvae_pipeline.reader import Reader, select
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.schedule import MIN_EVALUATION_STEPS, Schedule
 from parvae_pipeline.split import Split
+from parvae_pipeline.strangeness import can_fit, choose_coreset
 from parvae_pipeline.trainer import EVALUATED_ROW_COST, TIME_KEPT_BACK, Report, Trainer
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
 from parvae_pipeline.world import ALONE, World
@@ -214,6 +215,7 @@ def choose_architecture(settings: ModelSettings, schema: Schema) -> Architecture
         channels=settings.channels,
         likelihood=settings.likelihood,
         kind=settings.kind,
+        denoising=settings.denoising,
     )
 
 
@@ -319,9 +321,12 @@ def _write(
     }
     reservoir = select(held_out, np.arange(min(settings.data.reservoir_rows, len(next(iter(held_out.values()))))))
     reservoir = reservoir if settings.data.reservoir_rows else {}
+    coreset = {}
+    if trainer.progress.finished and settings.data.reservoir_rows and can_fit(best):
+        coreset = choose_coreset(trainer.reader, max_rows=settings.data.reservoir_rows)
     write_checkpoint(
         run.checkpoint_path,
-        Checkpoint(model=best.cpu(), settings=settings, reservoir=reservoir, metrics=metrics),
+        Checkpoint(model=best.cpu(), settings=settings, reservoir=reservoir, metrics=metrics, coreset=coreset),
     )
     schema = json.dumps(trainer.model.schema.to_json())
     run.save_state({**trainer.state(), "schema": schema, "memory_budget_mb": memory_budget_mb})

@@ -22,6 +22,7 @@ from torch import Tensor
 from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
@@ -187,17 +188,19 @@ class Trainer:
         """One step; returns its loss, or nothing when it was skipped."""
         progress, schedule = self.progress, self.schedule
         num_rows = len(next(iter(batch.values())))
+        num_codes, corruptor = self.model.latent_size, self.model.corruptor
         noise = step_noise(
             seed=self.settings.seed,
             step=progress.step,
             first_row=self._world.rank * num_rows,
             num_rows=num_rows,
             num_samples=self._num_samples,
-            latent_size=self.model.latent_size,
-        )
+            latent_size=num_codes + (corruptor.num_noise if corruptor is not None else 0),
+        ).to(self.device, non_blocking=True)
+        corruption = None if corruptor is None else draw_corruption(noise[0, :, num_codes:])
         # A tensor: torch.compile would compile anew for every other number.
         kl_weight = torch.tensor(schedule.kl_weight(progress.step), device=self.device)
-        loss = self._loss(batch, noise.to(self.device, non_blocking=True), kl_weight)
+        loss = self._loss(batch, noise[:, :, :num_codes], kl_weight, corruption)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._world.average_gradients(self._parameters)
@@ -209,11 +212,14 @@ class Trainer:
         torch._foreach_lerp_(self._averaged_parameters, self._parameters, 1.0 - schedule.ema_decay(progress.step))
         return [loss.detach()]
 
-    def _objective(self, batch: dict[str, Tensor], noise: Tensor, kl_weight: Tensor) -> Tensor:
+    def _objective(
+        self, batch: dict[str, Tensor], noise: Tensor, kl_weight: Tensor, corruption: Corruption | None
+    ) -> Tensor:
+        # The code of a corrupted row must explain the clean one: the bound of Im et al. 2017.
         return OBJECTIVES[self.settings.objective](
             self.model,
             batch,
-            self.model.posterior(batch),
+            self.model.posterior(batch, corruption),
             noise,
             kl_weight=kl_weight,
             free_bits_nats=self.settings.free_bits_nats,
