@@ -15,7 +15,7 @@ from parvae.tail import Tail
 def scores_of(nats: object, calibration: object) -> Scores:
     values = np.asarray(nats, np.float32)
     table = Calibration(scores=np.sort(np.asarray(calibration, np.float32)), from_real_rows=True)
-    return Scores(nats=values, contributions=values[:, None], parts=("x",), calibration=table, reconstruct=lambda: None)
+    return Scores(nats=values, contributions=values[:, None], parts=("x",), calibration=table, expect=lambda: None)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])

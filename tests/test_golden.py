@@ -65,7 +65,7 @@ def test_the_golden_rows_of_format_2_replay() -> None:
     bundle = read_bundle(FORMAT_2)
     assert bundle.manifest["format"] == 2
     checks = replay(bundle)
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert all(check.passed for check in checks)
 
 

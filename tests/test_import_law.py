@@ -22,7 +22,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 RAY_FILES = {"parvae_pipeline/cluster.py", "parvae_pipeline/tune.py"}
 PYARROW_FILES = {
-    f"parvae/{name}.py" for name in ("arrow", "bulk", "files", "parts", "storage", "stream", "vaez/arrow_rows")
+    f"parvae/{name}.py"
+    for name in (
+        "arrow",
+        "bulk",
+        "discovery",
+        "explanation",
+        "files",
+        "parts",
+        "storage",
+        "stream",
+        "vaez/arrow_rows",
+    )
 }
 CLICK_FILE_NAMES = {"cli.py", "console.py", "commands.py"}
 

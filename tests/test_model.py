@@ -218,7 +218,7 @@ def test_keys_and_labels_do_not_change_the_score(vae: VAE, rows: Rows) -> None:
 def scores_of(nats: Any, calibration: Any) -> Scores:
     values = np.array(nats, np.float32)
     table = Calibration(scores=np.sort(np.array(calibration, np.float32)), from_real_rows=True)
-    return Scores(nats=values, contributions=values[:, None], parts=("x",), calibration=table, reconstruct=lambda: None)
+    return Scores(nats=values, contributions=values[:, None], parts=("x",), calibration=table, expect=lambda: None)
 
 
 def test_the_p_value_is_the_conformal_formula(vae: VAE, rows: Rows) -> None:

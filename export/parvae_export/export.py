@@ -27,7 +27,7 @@ from parvae_export.parity import check_parity
 from parvae_export.rows import edge_rows, graph_inputs, sampled_rows
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
 from parvae_pipeline.reader import select
-from parvae_pipeline.strangeness import CORESET_PARTS, MODEL_PARTS, Strangeness, can_fit
+from parvae_pipeline.strangeness import Strangeness, can_fit
 
 PARITY_ROWS = 256
 GOLDEN_ROWS = 8
@@ -77,7 +77,9 @@ def export(
     from_real_rows = bool(checkpoint.reservoir)
     rows = checkpoint.reservoir or sampled_rows(checkpoint.model, STAND_IN_ROWS)
 
-    modules = _modules(checkpoint, rows)
+    strangeness = _strangeness(checkpoint, rows)
+    modules: dict[str, Graph] = {role: make(checkpoint.model) for role, make in GRAPHS.items()}
+    modules["score"] = ScoreGraph(checkpoint.model, strangeness)
     graphs: dict[str, bytes] = {}
     errors: list[float] = []
     for role, graph in modules.items():
@@ -95,9 +97,12 @@ def export(
     }
     calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=medians)
     manifest = _manifest(checkpoint, graphs, calibration)
-    if can_fit(checkpoint.model):
-        parts = MODEL_PARTS + (CORESET_PARTS if checkpoint.coreset else ())
-        manifest["score"]["strangeness"] = {"definition": STRANGENESS_DEFINITION, "parts": list(parts)}
+    if strangeness is not None:
+        manifest["score"]["strangeness"] = {
+            "definition": STRANGENESS_DEFINITION,
+            "parts": list(strangeness.part_names),
+            "hidden_in": strangeness.hidden_in,
+        }
     members = {f"{role}.onnx": content for role, content in graphs.items()}
     members["golden.npz"] = _golden(checkpoint, modules, sessions, rows)
     members["card.md"] = model_card(checkpoint, manifest).encode()
@@ -115,14 +120,12 @@ def export(
     )
 
 
-def _modules(checkpoint: Checkpoint, rows: Arrays) -> dict[str, Graph]:
-    """The graphs as torch modules; a model that can tells the strangeness of rows beside their nats."""
-    modules = {role: make(checkpoint.model) for role, make in GRAPHS.items()}
-    if can_fit(checkpoint.model):
-        typical = {name: torch.from_numpy(array) for name, array in (checkpoint.coreset or rows).items()}
-        strangeness = Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset))
-        modules["score"] = ScoreGraph(checkpoint.model, strangeness)
-    return modules
+def _strangeness(checkpoint: Checkpoint, rows: Arrays) -> Strangeness | None:
+    """What tells the strangeness of rows beside their nats, for a model that can."""
+    if not can_fit(checkpoint.model):
+        return None
+    typical = {name: torch.from_numpy(array) for name, array in (checkpoint.coreset or rows).items()}
+    return Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset))
 
 
 def _score(sessions: Sessions, inputs: Arrays) -> Arrays:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from parvae.model import HIDDEN_CODES
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.strangeness import Strangeness
 
@@ -61,7 +62,8 @@ class DecodeGraph(Graph):
 class ScoreGraph(Graph):
     """Raw columns -> score (B,) and contributions (B, columns + 1), in nats.
 
-    With a strangeness also that (B,), its parts (B, parts), and the conditional nats (B, columns).
+    With a strangeness also that (B,), its parts (B, parts), the conditional nats (B, columns), and the codes
+    (B, groups, L) of the rows with one group of columns after the other hidden.
     """
 
     def __init__(self, model: VariationalAutoencoder, strangeness: Strangeness | None = None) -> None:
@@ -69,7 +71,7 @@ class ScoreGraph(Graph):
         self.strangeness = strangeness
         self.input_names, self.output_names = self.block_names, ("score", "contributions")
         if strangeness is not None:
-            self.output_names += ("strangeness", "parts", "conditional")
+            self.output_names += ("strangeness", "parts", "conditional", HIDDEN_CODES)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         raw = self.raw(tensors)

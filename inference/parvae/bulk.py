@@ -20,7 +20,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from parvae.arrow import ArrowColumns, in_the_form_of
+from parvae.discovery import mark_discoveries
 from parvae.errors import DataError, Error, OutputError, SettingError
+from parvae.explanation import EXPLANATION, explanations
 from parvae.files import SUFFIXES, DataFile
 from parvae.model import VAE
 from parvae.rows import read_inputs
@@ -82,16 +84,24 @@ def plan(files: Sequence[DataFile], output: Place) -> list[Task]:
 
 
 def run(
-    tasks: Sequence[Task], transform: Transform, *, stamp: Mapping[str, str], output: Place, threads: int = 1
+    tasks: Sequence[Task],
+    transform: Transform,
+    *,
+    stamp: Mapping[str, str],
+    output: Place,
+    threads: int = 1,
+    discovery_rate: float | None = None,
 ) -> Iterator[Outcome]:
     """Work through the tasks one by one; files that fail are listed in the ledger.
+
+    With a `discovery_rate` the rows of each file are flagged once all their p-values are known.
 
     Raises SettingError when an output of something else is in the way, OutputError when none can be written.
     """
     outcomes, missing = sift(tasks, stamp=stamp)
     yield from outcomes
     for task in missing:
-        outcomes.append(attempt(task, transform, stamp=stamp, threads=threads))
+        outcomes.append(attempt(task, transform, stamp=stamp, threads=threads, discovery_rate=discovery_rate))
         yield outcomes[-1]
     write_ledger(outcomes, output)
 
@@ -121,12 +131,22 @@ def sift(tasks: Sequence[Task], *, stamp: Mapping[str, str]) -> tuple[list[Outco
     return finished, missing
 
 
-def attempt(task: Task, transform: Transform, *, stamp: Mapping[str, str], threads: int = 1) -> Outcome:
+def attempt(
+    task: Task,
+    transform: Transform,
+    *,
+    stamp: Mapping[str, str],
+    threads: int = 1,
+    discovery_rate: float | None = None,
+) -> Outcome:
     """Transform one file; a file that fails is an outcome, for the others must go on.
 
     Raises OutputError when the output cannot be written: then every file would fail.
     """
-    return attempted(task, lambda: process_file(task, transform, stamp=stamp, threads=threads))
+    return attempted(
+        task,
+        lambda: process_file(task, transform, stamp=stamp, threads=threads, discovery_rate=discovery_rate),
+    )
 
 
 def attempted(task: Task, action: Callable[[], Outcome]) -> Outcome:
@@ -142,22 +162,34 @@ def attempted(task: Task, action: Callable[[], Outcome]) -> Outcome:
         return Outcome(task=task, num_rows=0, tally=Tally.empty(), error=str(error))
 
 
-def process_file(task: Task, transform: Transform, *, stamp: Mapping[str, str], threads: int = 1) -> Outcome:
+def process_file(
+    task: Task,
+    transform: Transform,
+    *,
+    stamp: Mapping[str, str],
+    threads: int = 1,
+    discovery_rate: float | None = None,
+) -> Outcome:
     """Transform one file, batch by batch.
 
     Raises DataError when the file is damaged, or changes after it was found.
     """
     task.file.require_unchanged()
-    return write_output(task, transformed(task.file, transform, threads=threads), stamp=stamp)
+    results = transformed(task.file, transform, threads=threads)
+    return write_output(task, results, stamp=stamp, discovery_rate=discovery_rate)
 
 
-def write_output(task: Task, results: Results, *, stamp: Mapping[str, str]) -> Outcome:
+def write_output(
+    task: Task, results: Results, *, stamp: Mapping[str, str], discovery_rate: float | None = None
+) -> Outcome:
     """Write the output of a task whole.
 
     Raises DataError when the input is damaged or has changed, OutputError when the output cannot be written.
     """
     with contextlib.closing(results), appearing(task.output) as path:
         num_rows, counts = write(results, path, stamp=stamp_of(task.file, stamp))
+        if discovery_rate is not None:
+            counts = mark_discoveries(path, counts, discovery_rate)
         task.file.require_unchanged()
     return Outcome(task=task, num_rows=num_rows, tally=counts)
 
@@ -179,8 +211,11 @@ def stamp_of(file: DataFile, stamp: Mapping[str, str]) -> dict[str, str]:
     return {**stamp, "parvae.input": json.dumps(fingerprint)}
 
 
-def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
-    """Columns the model does not cover, then score, p_value and (unless `alpha` is None) is_anomaly."""
+def score_transform(vae: VAE, *, alpha: float | None, num_explained: int = 0) -> Transform:
+    """Columns the model does not cover, then score, p_value, (unless `alpha` is None) is_anomaly, and an explanation.
+
+    `num_explained` columns are explained in every row, at about the cost of scoring it once more.
+    """
 
     def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
         inputs, num_rows = read_inputs(vae.schema, table)
@@ -191,6 +226,8 @@ def score_transform(vae: VAE, *, alpha: float | None) -> Transform:
             flagged = scores.is_anomaly(alpha)
             num_flagged = int(flagged.sum())
             columns["is_anomaly"] = pa.array(flagged)
+        if num_explained:
+            columns[EXPLANATION] = explanations(vae.schema, table, scores, num_explained)
         counts = tally(vae.schema, ArrowColumns(table), inputs, scores.contributions, num_flagged)
         return _beside(vae, table, columns), counts
 

@@ -35,10 +35,28 @@ threads_option = click.option(
 @data_argument
 @output_option
 @click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {DEFAULT_ALPHA}]")
+@click.option("--fdr", type=float, metavar="RATE", help="Instead: share of a file's flagged rows that may be normal.")
+@click.option(
+    "--explain",
+    "num_explained",
+    default=0,
+    metavar="K",
+    type=click.IntRange(min=0),
+    help="Name the K columns most to blame for each row, with the value observed and the one expected.",
+)
 @threads_option
 @json_option
-def score(model: str, data: Sequence[str], output: Place, alpha: float | None, threads: int, as_json: bool) -> None:
-    """Score every row of DATA by MODEL: nats, p-value, and whether it is an anomaly.
+def score(
+    model: str,
+    data: Sequence[str],
+    output: Place,
+    alpha: float | None,
+    fdr: float | None,
+    num_explained: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Score every row of DATA by MODEL: score, p-value, and whether it is an anomaly.
 
     Columns that the model does not cover (keys, labels, others) are carried through.
     """
@@ -46,15 +64,21 @@ def score(model: str, data: Sequence[str], output: Place, alpha: float | None, t
     from parvae.model import load
 
     loaded = load(model)  # one thread a call: rows go to several calls at a time
-    supported = _supported_alpha(loaded, alpha)
-    transform = score_transform(loaded, alpha=supported)
+    if fdr is not None and alpha is not None:
+        raise SettingError(f"--alpha {alpha} and --fdr {fdr} flag rows by different rules: give --alpha or --fdr")
+    if fdr is not None and not 0 < fdr < 1:
+        raise SettingError(f"--fdr is {fdr}; it must lie between 0 and 1, for example 0.1")
+    supported = _supported_alpha(loaded, alpha) if fdr is None else None
+    rule = f"alpha={supported}" if fdr is None else f"fdr={fdr}"
+    explained = f" explain={num_explained}" if num_explained else ""
     _bulk(
         loaded,
         data,
         output,
-        transform,
+        score_transform(loaded, alpha=supported, num_explained=num_explained),
         verb="score",
-        settings=f"alpha={supported} calibration={loaded.calibration_id}",
+        settings=f"{rule} calibration={loaded.calibration_id}{explained}",
+        discovery_rate=fdr,
         threads=threads,
         as_json=as_json,
     )
@@ -220,13 +244,15 @@ def _bulk(
     settings: str,
     threads: int,
     as_json: bool,
+    discovery_rate: float | None = None,
 ) -> None:
     """Run a transform over files and print what became of them."""
     from parvae.bulk import plan, run
     from parvae.files import find_files
 
     stamp = {"parvae.verb": verb, "parvae.settings": settings, "parvae.model_id": vae.model_id}
-    outcomes = run(plan(find_files(data), output), transform, stamp=stamp, output=output, threads=threads)
+    tasks = plan(find_files(data), output)
+    outcomes = run(tasks, transform, stamp=stamp, output=output, threads=threads, discovery_rate=discovery_rate)
     print_outcomes(vae, outcomes, output, as_json=as_json)
 
 

@@ -76,7 +76,7 @@ class Scores:
     parts: tuple[str, ...]
     """Names of the contributions: the modelled columns, then "(latent)"."""
     calibration: Calibration
-    reconstruct: Callable[[], Any]
+    expect: Callable[[], Any]
     """Called once, by `expected`."""
     strangeness: NDArray[np.float32] | None = None
     """(n,) where the model was trained to tell it (`model.denoising`): what p-values then rest on."""
@@ -112,10 +112,17 @@ class Scores:
             nats, typical = self.contributions[:, : len(self.parts) - 1], self.calibration.typical.get("contributions")
         return nats if typical is None else nats - typical[: nats.shape[1]]
 
+    def most_blamed(self, num_columns: int) -> NDArray[np.int64]:
+        """(n, num_columns) numbers of the columns with the highest `blame`, highest first; names are in `parts`."""
+        return np.argsort(-self.blame(), axis=1, kind="stable")[:, :num_columns]
+
     @cached_property
     def expected(self) -> Any:
-        """The rows as the model would have them: their reconstruction, in the form the rows came in."""
-        return self.reconstruct()
+        """The rows as the model would have them, in the form they came in.
+
+        Every column given the others, where the model was trained for that; else the reconstruction of the row.
+        """
+        return self.expect()
 
     @cached_property
     def estimated_p_value(self) -> NDArray[np.float64]:

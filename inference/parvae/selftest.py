@@ -14,7 +14,7 @@ from parvae.bundle import GRAPHS, Bundle
 from parvae.sessions import Sessions
 
 RELATIVE_TOLERANCE = 1e-4
-CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions", "strangeness", "parts", "conditional")
+CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions", "strangeness", "parts", "conditional", "hidden_codes")
 """Outputs without whole numbers or nulls."""
 ABSOLUTE_TOLERANCE = dict.fromkeys(("score", "contributions", "strangeness", "parts", "conditional"), 0.001)
 DEFAULT_ABSOLUTE_TOLERANCE = 1e-5

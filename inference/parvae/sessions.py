@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ class Sessions:
         self._low_memory = low_memory
         self._clear()
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs of `graph` by name."""
+    def run(
+        self, graph: str, inputs: Mapping[str, NDArray[Any]], *, without: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs of `graph` by name, but those that are named."""
         session = self._session(graph)
-        names = [output.name for output in session.get_outputs()]
+        names = [output.name for output in session.get_outputs() if output.name not in without]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def _session(self, graph: str) -> onnxruntime.InferenceSession:

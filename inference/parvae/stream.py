@@ -53,7 +53,7 @@ def write(results: Results, path: Path, *, stamp: Mapping[str, str]) -> tuple[in
                 tally += counted
             group = pa.concat_tables(tables)
             with writing(path):
-                writer = writer or _open_writer(path, group.schema, stamp)
+                writer = writer or open_writer(path, group.schema, stamp)
                 writer.write_table(group.cast(writer.schema), row_group_size=max(1, group.num_rows))
             num_rows += group.num_rows
         assert writer is not None, "an empty file gives one empty batch"
@@ -133,7 +133,8 @@ def appearing(output: Place) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _open_writer(path: Path, schema: pa.Schema, stamp: Mapping[str, str]) -> pq.ParquetWriter:
+def open_writer(path: Path, schema: pa.Schema, stamp: Mapping[str, str]) -> pq.ParquetWriter:
+    """A writer of an output, with `stamp` in the metadata of its schema."""
     return pq.ParquetWriter(
         path,
         schema.with_metadata({**(schema.metadata or {}), **stamp}),

@@ -74,7 +74,7 @@ def prior_mismatch_auc(codes: Tensor, drawn: Tensor, *, seed: int) -> float:
     what is drawn there decodes to rows that do not exist.
     """
     generator = torch.Generator().manual_seed(seed)
-    center, scale = codes.mean(dim=0), codes.std(dim=0).clamp(min=1e-6)
+    center, scale = codes.mean(dim=0), codes.std(dim=0, correction=0).clamp(min=1e-6)
     inputs = torch.cat([(codes - center) / scale, (drawn - center) / scale]).clamp(-10.0, 10.0)
     inputs = torch.cat([inputs, inputs.square()], dim=1)
     targets = torch.cat([torch.ones(len(codes)), torch.zeros(len(drawn))])

@@ -8,7 +8,7 @@ distance      log of the mean distance to the 5 nearest of at most 4,096 trainin
 isolation     the same with each distance divided by what is usual around that training row (as the local outlier
               factor does: Breunig et al. 2000)
 
-Letters in shapes: B rows, K columns, F features, R residuals, N rows of the coreset.
+Letters in shapes: B rows, K columns, F features, R residuals, G groups, L latent dimensions, N rows of the coreset.
 """
 
 from __future__ import annotations
@@ -57,26 +57,42 @@ class Strangeness(nn.Module):
         with torch.no_grad():
             self._fit(typical)
 
-    def forward(self, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Strangeness (B,), its standardised parts (B, parts), and conditional nats (B, K)."""
-        conditional, residual = self.conditional(raw)
+    def forward(self, raw: RawBatch, *, are_training_rows: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Strangeness (B,), its standardised parts (B, parts), conditional nats (B, K), and codes (B, G, L).
+
+        The codes are those of `conditional`. A training row is no neighbour of its own.
+        """
+        conditional, residual, codes = self.conditional(raw)
         parts = [conditional.sum(dim=1), self._whitened(residual)]
         if self.has_coreset:
-            parts += self._to_coreset(self.distances(raw))
+            distances = self.distances(raw)
+            if are_training_rows:
+                distances = distances.masked_fill(distances < 1.01 * SMALLEST_DISTANCE, torch.inf)
+            parts += self._to_coreset(distances)
         scaled = (torch.stack(parts, dim=1) - self.centre) / self.spread
         # Signed logarithm: a part that is off by thousands still leaves the others a say.
         compressed = torch.sign(scaled) * torch.log(1.0 + scaled.abs())
-        return compressed.mean(dim=1), compressed, conditional
+        return compressed.mean(dim=1), compressed, conditional, codes
 
-    def conditional(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
-        """(B, K) nats of every column given the others, and (B, R) what the prediction is off by."""
+    def conditional(self, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K) nats of every column given the others, (B, R) what the prediction is off by, and (B, G, L) codes.
+
+        The codes are those of the rows with one group of columns after the other hidden.
+        """
         model = self.model
-        nats, residual = torch.zeros(()), torch.zeros(())
+        nats, residual, codes = torch.zeros(()), torch.zeros(()), []
         for level in self.groups.unbind(0):
             mean, _ = model.posterior(raw, Corruption(level.unsqueeze(0), None))
             nats = nats + level * model.column_nats(raw, mean)
             residual = residual + level * model.residuals(raw, mean)
-        return nats, residual
+            codes.append(mean)
+        return nats, residual, torch.stack(codes, dim=1)
+
+    @property
+    def hidden_in(self) -> dict[str, int]:
+        """The group in which each column is hidden."""
+        columns = [column.name for column in self.model.schema.modelled]
+        return dict(zip(columns, self.groups.argmax(dim=0).tolist(), strict=True))
 
     def distances(self, raw: RawBatch) -> Tensor:
         """(B, N) to the rows of the coreset."""
@@ -99,11 +115,11 @@ class Strangeness(nn.Module):
             for first in range(0, num_rows, FIT_ROWS)
         ]
         found = [self.conditional(batch) for batch in batches]
-        residual = torch.cat([residual for _, residual in found]).double()
+        residual = torch.cat([residual for _, residual, _ in found]).double()
         covariance = residual.T @ residual / num_rows + RIDGE * torch.eye(residual.shape[1], dtype=torch.float64)
         # L with L L' the inverse of the covariance: |r L|^2 is the squared Mahalanobis length of r.
         self.register_buffer("whitening", torch.linalg.cholesky(torch.linalg.inv(covariance)).float())
-        parts = [torch.cat([nats.sum(dim=1) for nats, _ in found]), self._whitened(residual.float())]
+        parts = [torch.cat([nats.sum(dim=1) for nats, _, _ in found]), self._whitened(residual.float())]
         if self.has_coreset:
             self.register_buffer("coreset", torch.cat([self.model.features(batch) for batch in batches]))
             apart = []  # distances of the rows to each other, not to themselves
