@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from blame import blamed_first
 from harness import finish, parser
 from numpy.typing import NDArray
 from pyod.models.ecod import ECOD
@@ -47,9 +48,11 @@ MAX_TRAINING_ROWS, MAX_TEST_ROWS = 10_000, 20_000
 LABEL = "anomaly"
 PROTOCOLS = ("clean", "contaminated")
 ALPHAS = (0.05, 0.01)
+MIN_BLAME_COLUMNS = 5
+"""With fewer columns little is left to tell one from the others."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "clean": {"model": {"denoising": True, "width": 128}, "train": {"max_steps": 1_500, "threads": 1}},
-    "contaminated": {"model": {"denoising": True, "width": 128}, "train": {"max_steps": 1_500, "threads": 1}},
+    "contaminated": {"model": {"denoising": True, "width": 128}, "train": {"contaminated": True, "threads": 1}},
 }
 Matrix = NDArray[np.float64]
 Record = dict[str, Any]
@@ -176,7 +179,8 @@ def _parvae(training: pa.Table, test: pa.Table, labels: NDArray[Any], settings: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         pq.write_table(training, path)
-        document = {**settings, "data": {"paths": [str(path)]}}
+        numbers = dict.fromkeys(training.column_names, "numeric")  # as they are to the peers
+        document = {**settings, "data": {"paths": [str(path)], "columns": numbers}}
         run = train(RunSettings.from_mapping(document), Path(folder) / "run")
         vae = parvae.load(export(run.checkpoint_path).path)
     started_s = time.perf_counter()
@@ -188,6 +192,9 @@ def _parvae(training: pa.Table, test: pa.Table, labels: NDArray[Any], settings: 
     normal = scores.p_value[labels == 0]
     record |= {"num_calibration": round(1 / vae.smallest_alpha) - 1, "num_normal": len(normal)}
     record["flagged"] = [int((normal <= alpha).sum()) for alpha in ALPHAS]
+    if test.num_columns >= MIN_BLAME_COLUMNS:
+        named = blamed_first(vae, test.filter(pa.array(labels == 0)), seed=0)
+        record |= {"blamed_first": named[0], "blamed_first_by_contributions": named[1]}
     return [record, *(_measured(name, labels, values, rows_per_s) for name, values in others.items())]
 
 
@@ -210,6 +217,10 @@ def _figures(records: Sequence[Record]) -> dict[str, float]:
             figures[f"{name}_{measure}"] = _mean_over_sets(own, measure)
         if contender in ("parvae", *PEERS):
             figures[f"{name}_rows_per_s"] = float(np.median([record["rows_per_s"] for record in own]))
+    for measure in ("blamed_first", "blamed_first_by_contributions"):
+        able = [record for record in records if measure in record and record["protocol"] == "clean"]
+        if able:
+            figures[measure] = _mean_over_sets(able, measure)
     figures["sets"] = len({record["set"] for record in records})
     return figures | _validity([record for record in records if "flagged" in record and record["protocol"] == "clean"])
 

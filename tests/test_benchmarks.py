@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 FIGURES = {
+    "blame.py": {"adult_blamed_first", "adult_blamed_first_by_contributions"},
     "compression.py": {"adult_bytes", "adult_ratio", "shuttle_ratio"},
     "startup.py": {"ours_s", "by_hand_s", "ratio"},
     "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},

@@ -88,7 +88,7 @@ def test_blurring_keeps_the_variance_and_leaves_indicators_alone() -> None:
 
 
 def test_columns_that_are_no_scalars_are_refused_by_name() -> None:
-    with pytest.raises(SettingError, match=r"model\.denoising is true, but column 'v' is a vector or an image"):
+    with pytest.raises(SettingError, match=r"model\.denoising is true, but column 'v' is of role vector"):
         VariationalAutoencoder(schema_of(numeric("a"), vector("v")), architecture(denoising=True))
 
 

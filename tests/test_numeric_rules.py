@@ -153,3 +153,22 @@ def test_a_spike_has_a_feature_of_its_own_and_no_distance() -> None:
     features = block.features(torch.tensor([[0.0], [50.0]], dtype=torch.float64))
     assert features[:, 1].tolist() == [1.0, 0.0]
     assert float(features[0, 0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RNG.standard_t(1.5, NUM_ROWS),
+        RNG.negative_binomial(1, 0.1, NUM_ROWS),
+        spiked(0.5),
+        RNG.lognormal(0, 3, NUM_ROWS),
+    ],
+)
+def test_without_shapes_every_number_is_a_gaussian_of_all_its_values(values: NDArray[Any]) -> None:
+    table = pa.table({"x": pa.array(values)})
+    schema = infer_schema(statistics_of(table), overrides={"x": "numeric"}, label=None, with_shapes=False)
+    facts = schema["x"].facts_as(NumericFacts)
+    assert (facts.density, facts.transform, facts.atoms) == ("gaussian", "none", ())
+    assert schema["x"].reason.endswith("Gaussian")
+    np.testing.assert_allclose([facts.mean, facts.stddev], [values.mean(), values.std()], rtol=1e-9)
+    assert facts_of(values)[0] != facts

@@ -43,7 +43,7 @@ def test_with_the_exact_posterior_every_objective_is_the_exact_likelihood() -> N
     exact = -float(marginal(ORTHOGONAL).log_prob(x.float()).mean())
     steps = torch.stack([noise(40, 2, seed=seed) for seed in range(400)])
     for name, tolerance, codes in (("elbo", 2e-2, steps), ("iwae", 1e-4, steps[:1])):
-        loss = OBJECTIVES[name](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=0.0)
+        loss = OBJECTIVES[name](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=0.0).mean()
         assert float(loss) == pytest.approx(exact, abs=tolerance), name
 
 
@@ -55,7 +55,9 @@ def test_the_importance_weighted_bound_lies_between_the_elbo_and_the_likelihood(
 
     def loss(name: str, num_samples: int) -> float:
         codes = steps[:num_samples]
-        return float(OBJECTIVES[name](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=0.0))
+        rows = OBJECTIVES[name](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=0.0)
+        assert rows.shape == (200,)
+        return float(rows.mean())
 
     assert loss("elbo", 32) > loss("iwae", 4) > loss("iwae", 32) > exact - 1e-3
 
@@ -66,6 +68,7 @@ def test_beta_weighs_the_rate_alone() -> None:
     terms = model.elbo_terms(raw, codes[0])
     for beta in (0.0, 0.5, 4.0):
         loss = OBJECTIVES["elbo"](model, raw, model.posterior(raw), codes, kl_weight=beta, free_bits_nats=0.0)
+        loss = loss.mean()
         torch.testing.assert_close(loss, terms.column_nats.sum(dim=1).mean() + beta * terms.kl_nats.mean())
 
 
@@ -83,7 +86,8 @@ def test_free_bits_cost_nothing_and_pull_no_gradient(prior: str) -> None:
     raw, codes = random_raw(schema, 16), noise(16, 3)[None]
 
     def loss(free_bits_nats: float) -> torch.Tensor:
-        return OBJECTIVES["elbo"](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=free_bits_nats)
+        rows = OBJECTIVES["elbo"](model, raw, model.posterior(raw), codes, kl_weight=1.0, free_bits_nats=free_bits_nats)
+        return rows.mean()
 
     distortion = model.elbo_terms(raw, codes[0]).column_nats.sum(dim=1).mean()
     # 3 dimensions with 50 nats each to spend: more than any code of an untrained encoder takes.
@@ -98,7 +102,7 @@ def test_free_bits_are_counted_for_every_dimension_of_a_normal_prior() -> None:
     mean, log_variance = torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2)
     raw, codes = random_raw(schema, 1), torch.zeros(1, 1, 2)
     distortion = model.column_nats(raw, mean).sum()
-    loss = OBJECTIVES["elbo"](model, raw, (mean, log_variance), codes, kl_weight=1.0, free_bits_nats=0.5)
+    loss = OBJECTIVES["elbo"](model, raw, (mean, log_variance), codes, kl_weight=1.0, free_bits_nats=0.5).mean()
     # KL(N(2, 1) || N(0, 1)) = 2 nats, and the idle dimension pays its free 0.5.
     torch.testing.assert_close(loss, distortion + 2.0 + 0.5)
 

@@ -21,6 +21,8 @@ from parvae_pipeline.checkpoint import read_checkpoint
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.roles import infer_schema
+from parvae_pipeline.statistics import statistics_of
 from parvae_pipeline.strangeness import Strangeness, choose_coreset
 from parvae_pipeline.train import train
 
@@ -86,6 +88,11 @@ def test_the_bundle_replays_what_it_says(run: Path, vae: VAE) -> None:
         "conditional",
         "hidden_codes",
     }
+
+
+def test_numbers_are_judged_in_standard_deviations(run: Path) -> None:
+    plain = infer_schema(statistics_of(measurements()), overrides={}, label=None, with_shapes=False)
+    assert read_checkpoint(run / "ckpt.pt").schema == plain
 
 
 def test_strangeness_is_the_mean_of_its_parts_and_ranks_the_rows(vae: VAE, fresh: pa.Table) -> None:

@@ -125,7 +125,8 @@ def _strangeness(checkpoint: Checkpoint, rows: Arrays) -> Strangeness | None:
     if not can_fit(checkpoint.model):
         return None
     typical = {name: torch.from_numpy(array) for name, array in (checkpoint.coreset or rows).items()}
-    return Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset))
+    contaminated = checkpoint.settings.train.contaminated
+    return Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset), contaminated=contaminated)
 
 
 def _score(sessions: Sessions, inputs: Arrays) -> Arrays:

@@ -144,7 +144,13 @@ def _nodes() -> list[Mapping[str, float]]:
 
 def _plan(settings: RunSettings, run: RunFolder) -> None:
     """Read footers and statistics in tasks all over the cluster, and leave the plan where the workers look for it."""
-    plan = plan_data(settings.data, KeptPlan.read(run.plan_path), read=read_in_tasks, scan=scan_in_tasks)
+    plan = plan_data(
+        settings.data,
+        KeptPlan.read(run.plan_path),
+        with_shapes=not settings.model.denoising,
+        read=read_in_tasks,
+        scan=scan_in_tasks,
+    )
     if plan.to_keep is not None:
         write_whole(run.plan_path, plan.to_keep)
 

@@ -31,6 +31,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 )
 @click.option("--columns", default="", metavar="NAME:ROLE,...", help="Roles that overrule what the data suggest.")
 @click.option("--label", help="A column to carry through, never to model.")
+@click.option("--contaminated", is_flag=True, help="The rows hold anomalies, which must not be learned.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Ray workers to train on.")
 @click.option(
     "--cpus-per-worker", default=1, show_default=True, type=click.IntRange(min=1), help="CPUs of each worker."
@@ -47,6 +48,7 @@ def train(
     budget: str | None,
     columns: str,
     label: str | None,
+    contaminated: bool,
     workers: int,
     cpus_per_worker: int,
     gpus: bool,
@@ -59,7 +61,7 @@ def train(
     The same command again resumes a run that was stopped. With one worker and no address everything happens in this
     process, on a GPU where there is one, and Ray is not started.
     """
-    settings = _settings(data, folder, config, assignments, budget, columns, label, resume)
+    settings = _settings(data, folder, config, assignments, budget, columns, label, contaminated, resume)
     if workers > 1 or gpus or address is not None:
         from parvae_pipeline.cluster import ClusterSettings, train_on_cluster
 
@@ -115,6 +117,7 @@ def _settings(
     budget: str | None,
     columns: str,
     label: str | None,
+    contaminated: bool,
     resume: bool,
 ) -> RunSettings:
     """Defaults, then the file, then --set, then the options."""
@@ -123,7 +126,7 @@ def _settings(
     from parvae_pipeline.run_folder import RunFolder
 
     if resume:
-        if data or config or assignments or budget or columns or label:
+        if data or config or assignments or budget or columns or label or contaminated:
             raise SettingError("--resume takes its settings from the run folder; leave out the others")
         return RunFolder(folder).settings()
     options: dict[str, Any] = {}
@@ -133,6 +136,8 @@ def _settings(
         options["data.columns"] = parse_overrides(columns)
     if label is not None:
         options["data.label"] = label
+    if contaminated:
+        options["train.contaminated"] = True
     if budget is not None:
         options["train.budget_s"] = parse_duration(budget)
     document = merged(read_toml(config) if config else {}, dict(map(parse_assignment, assignments)))

@@ -70,7 +70,7 @@ class ModelSettings:
     """Gated residual layers in encoder and decoder of the table network."""
     denoising: bool = False
     """Learn from blurred and partly hidden values: better anomaly scores and explanations of tables of numbers,
-    categories and booleans, at some cost in nats."""
+    categories and booleans, at some cost in nats. Numbers then have Gaussian densities."""
     channels: int = 32
     """Feature maps of the image network at half resolution; twice as many at a quarter."""
 
@@ -100,6 +100,9 @@ class TrainSettings:
     """Share of the steps over which the weight of the KL term rises from 0 to 1 (at most 10,000 steps)."""
     objective: Literal["elbo", "iwae"] = "elbo"
     """What is maximised: the ELBO, or the importance-weighted bound of `num_samples` codes a row."""
+    contaminated: bool = False
+    """Whether the rows hold anomalies: each step then leaves out the fifth of its batch that the model finds hardest,
+    the run is short, and of the training rows that strangeness is measured by the strangest fifth is left out."""
     num_samples: int | None = None
     """Codes drawn for every row and step, each at the cost of a decoding; None takes 1, and 8 for iwae."""
     beta: float = 1.0

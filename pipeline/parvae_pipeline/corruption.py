@@ -64,11 +64,12 @@ class Corruptor(nn.Module):
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
-        others = [column.name for block in blocks if block.role not in SCALAR_ROLES for column in block.columns]
+        others = [column for block in blocks if block.role not in SCALAR_ROLES for column in block.columns]
         if others:
             raise SettingError(
-                f"model.denoising is true, but column {others[0]!r} is a vector or an image; it works on numbers, "
-                "categories and booleans: leave it false, or leave the column out with --columns"
+                f"model.denoising is true, but column {others[0].name!r} is of role {others[0].role.value}; it works "
+                "on numbers, categories and booleans: leave it false, or leave the column out with "
+                f"--columns {others[0].name}:ignored"
             )
         values, noisy, first = [], [], 0
         for block in blocks:

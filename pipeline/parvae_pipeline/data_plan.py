@@ -67,10 +67,13 @@ def plan_data(
     data: DataSettings,
     kept: KeptPlan,
     *,
+    with_shapes: bool = True,
     read: Callable[[Sequence[DataFile]], Iterable[Footer]] = read_footers,
     scan: Callable[[Units], Statistics] = scan,
 ) -> DataPlan:
     """Plan the data set that `data` names; `read` and `scan` are asked for what is not kept.
+
+    `with_shapes` is for `roles.infer_schema`.
 
     Raises DataError naming the file that is damaged, or that disagrees with others about its columns.
     """
@@ -81,10 +84,11 @@ def plan_data(
     schemas = _Schemas()
     footers = (kept.footers[known_as] if known_as in kept.footers else next(found) for known_as in prints)
     units = units_of(files, map(schemas.shared, footers))
-    schema_of = hashlib.sha256(json.dumps([prints, sorted(data.columns.items()), data.label]).encode()).hexdigest()
+    roles_follow_from = [prints, sorted(data.columns.items()), data.label, with_shapes]
+    schema_of = hashlib.sha256(json.dumps(roles_follow_from).encode()).hexdigest()
     if kept.schema is not None and kept.schema_of == schema_of:
         return DataPlan(units=units, schema=kept.schema, to_keep=None)
-    schema = infer_schema(scan(units), overrides=data.columns, label=data.label)
+    schema = infer_schema(scan(units), overrides=data.columns, label=data.label, with_shapes=with_shapes)
     metadata = {SCHEMA_KEY: json.dumps(schema.to_json()), SCHEMA_OF_KEY: schema_of}
     return DataPlan(units=units, schema=schema, to_keep=_parquet(units, schemas, metadata))
 

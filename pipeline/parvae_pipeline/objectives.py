@@ -1,4 +1,4 @@
-"""Objectives: what a training step minimises, in nats a row.
+"""Objectives: what a training step minimises the mean of, in nats a row.
 
 Letters in shapes: S codes a row, B rows, L latent dimensions.
 """
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from parvae_pipeline.model import RawBatch, VariationalAutoencoder
 from parvae_pipeline.priors import StandardNormal
+
+TRIMMED_SHARE = 0.2
 
 Posterior = tuple[Tensor, Tensor]
 """Mean and log-variance (B, L)."""
@@ -32,7 +34,7 @@ class Objective(Protocol):
         kl_weight: float | Tensor,
         free_bits_nats: float,
     ) -> Tensor:
-        """The loss (), a mean over rows."""
+        """The loss of every row (B,)."""
 
 
 def negative_elbo(
@@ -46,10 +48,10 @@ def negative_elbo(
 ) -> Tensor:
     """Distortion plus weighted rate, averaged over S codes (Kingma and Welling 2014; weight: Higgins et al. 2017)."""
     terms = model.terms_at(raw, *posterior, noise)
-    rate = terms.kl_nats.mean()
+    rate = terms.kl_nats
     if free_bits_nats:
-        rate = _rate_beyond_free_bits(model, posterior, rate, free_bits_nats)
-    return terms.column_nats.sum(dim=1).mean() + kl_weight * rate
+        rate = _rate_beyond_free_bits(model, posterior, rate.mean(), free_bits_nats)
+    return terms.column_nats.sum(dim=1) + kl_weight * rate
 
 
 def negative_importance_weighted_bound(
@@ -66,16 +68,25 @@ def negative_importance_weighted_bound(
     mean, log_variance = posterior
     stddev = torch.exp(0.5 * log_variance)
     weights = [model.log_weights(raw, mean, log_variance, mean + step * stddev, kl_weight) for step in noise.unbind(0)]
-    return math.log(len(weights)) - torch.logsumexp(torch.stack(weights), dim=0).mean()
+    return math.log(len(weights)) - torch.logsumexp(torch.stack(weights), dim=0)
 
 
 OBJECTIVES: Mapping[str, Objective] = {"elbo": negative_elbo, "iwae": negative_importance_weighted_bound}
 
 
+def trimmed_mean(losses: Tensor) -> Tensor:
+    """() the mean of the losses (B,) of a batch of contaminated rows without the highest fifth.
+
+    Rows that the model finds hard are likely anomalies, which it must not learn (ALTBI: Cho et al. 2024).
+    """
+    num_kept = max(1, round((1.0 - TRIMMED_SHARE) * len(losses)))
+    return torch.topk(losses, num_kept, largest=False).values.mean()
+
+
 def _rate_beyond_free_bits(
     model: VariationalAutoencoder, posterior: Posterior, rate: Tensor, free_bits_nats: float
 ) -> Tensor:
-    """The rate with its first `free_bits_nats` a dimension free of charge (Kingma et al. 2016, equation 15).
+    """The mean rate with its first `free_bits_nats` a dimension free of charge (Kingma et al. 2016, equation 15).
 
     N(0, I) has a rate for every dimension; with any other prior the dimensions share what is free.
     """

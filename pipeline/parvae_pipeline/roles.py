@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from parvae.schema import (
     Column,
     Facts,
     ImageFacts,
+    NumericFacts,
     Role,
     Schema,
     VectorFacts,
 )
 from parvae_pipeline.image_roles import encoded_facts, suggest_encoded
-from parvae_pipeline.numeric_rules import numeric_facts
+from parvae_pipeline.numeric_rules import numeric_facts, plain_facts
 from parvae_pipeline.statistics import ColumnStatistics
 
 MAX_LEVELS = 1_000
@@ -42,9 +43,15 @@ MIN_ROWS = 10
 
 
 def infer_schema(
-    statistics: Mapping[str, ColumnStatistics], *, overrides: Mapping[str, str], label: str | None
+    statistics: Mapping[str, ColumnStatistics],
+    *,
+    overrides: Mapping[str, str],
+    label: str | None,
+    with_shapes: bool = True,
 ) -> Schema:
     """The schema of a data set: a role for every column, those in `overrides` and the label as named.
+
+    Numbers get the density that their shape suggests, or `with_shapes` False a Gaussian.
 
     Raises DataError when there are too few rows or nothing is left to model, SettingError when a named column does not
     exist, a role is unknown, or a column cannot play the role it is given.
@@ -56,7 +63,12 @@ def infer_schema(
     if num_rows < MIN_ROWS:
         raise DataError(f"the data set has {num_rows} rows; training needs at least {MIN_ROWS}")
     columns = tuple(
-        _column(column, Role.LABEL.value if name == label else overrides.get(name), by_label=name == label)
+        _column(
+            column,
+            Role.LABEL.value if name == label else overrides.get(name),
+            by_label=name == label,
+            with_shapes=with_shapes,
+        )
         for name, column in statistics.items()
     )
     schema = Schema(columns=columns, num_rows=num_rows)
@@ -81,7 +93,7 @@ def parse_overrides(text: str) -> dict[str, str]:
     return pairs
 
 
-def _column(statistics: ColumnStatistics, override: str | None, *, by_label: bool) -> Column:
+def _column(statistics: ColumnStatistics, override: str | None, *, by_label: bool, with_shapes: bool) -> Column:
     if override is not None:
         if override not in list(Role):
             raise SettingError(
@@ -91,9 +103,10 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
         role, reason = Role(override), "named as the label" if by_label else "named by --columns"
     else:
         role, reason = _suggest(statistics)
-    facts = _facts(statistics, role)
+    describe = numeric_facts if with_shapes else plain_facts
+    facts = _facts(statistics, role, describe)
     if role in (Role.NUMERIC, Role.TIMESTAMP):
-        reason = f"{reason}; {numeric_facts(statistics)[1]}"
+        reason = f"{reason}; {describe(statistics)[1]}"
     if isinstance(facts, CategoryFacts) and facts.num_unlisted:
         reason = f"{reason}; {facts.num_unlisted:,} rows with rarer values count as unseen"
     if facts is not None and LABEL_NAME.match(statistics.name):
@@ -195,16 +208,18 @@ def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
     return Role.VECTOR, f"{size} {kind} a row"
 
 
-def _facts(column: ColumnStatistics, role: Role) -> Facts | None:
+def _facts(
+    column: ColumnStatistics, role: Role, describe: Callable[[ColumnStatistics], tuple[NumericFacts, str]]
+) -> Facts | None:
     """The facts of a column in a role; SettingError when its values cannot play it."""
     moments = column.moments
     if role is Role.TIMESTAMP:
         _require(column, role, column.family == "timestamp" and moments.count > 0, "dates or timestamps")
-        return numeric_facts(column)[0]
+        return describe(column)[0]
     if role is Role.NUMERIC:
         fits = column.family in ("integer", "floating", "duration", "time") and moments.count > 0
         _require(column, role, fits, "finite numbers")
-        return numeric_facts(column)[0]
+        return describe(column)[0]
     if role is Role.CATEGORY:
         fits = column.family in ("integer", "floating", "text", "boolean") and len(column.levels) > 0
         _require(column, role, fits, "text, numbers or true and false")

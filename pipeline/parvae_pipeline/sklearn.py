@@ -91,7 +91,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
             typical = {
                 name: torch.from_numpy(array) for name, array in (checkpoint.coreset or self._raw(table)).items()
             }
-            self.strangeness_ = Strangeness(self.model_, typical, keep_rows=bool(checkpoint.coreset)).eval()
+            self.strangeness_ = Strangeness(
+                self.model_,
+                typical,
+                keep_rows=bool(checkpoint.coreset),
+                contaminated=checkpoint.settings.train.contaminated,
+            ).eval()
         self.decision_scores_ = self._scores(self._raw(table), are_training_rows=True)
         self.threshold_ = float(np.quantile(self.decision_scores_, 1.0 - self.contamination))
         self.offset_ = -self.threshold_

@@ -34,6 +34,8 @@ SMALLEST_DISTANCE = 0.05
 """Added in squares, per row: a copy of a training row is at this distance, not at 0 with its infinite logarithm."""
 RIDGE = 0.01
 """Added to the variances of residuals, in squared standard deviations of a column."""
+STRANGEST_SHARE = 0.2
+"""Of contaminated typical rows, those that are left out."""
 FIT_ROWS = 512
 """Rows at a time while fitting."""
 
@@ -48,9 +50,16 @@ class Strangeness(nn.Module):
     spread: Tensor
     groups: Tensor
 
-    def __init__(self, model: VariationalAutoencoder, typical: RawBatch, *, keep_rows: bool) -> None:
-        """`typical` rows set the scales; with `keep_rows` they also are the coreset, stored in the module."""
+    def __init__(
+        self, model: VariationalAutoencoder, typical: RawBatch, *, keep_rows: bool, contaminated: bool = False
+    ) -> None:
+        """`typical` rows set the scales; with `keep_rows` they also are the coreset, stored in the module.
+
+        Of `contaminated` ones those that the model finds strangest are left out.
+        """
         super().__init__()
+        if contaminated:
+            typical = _least_strange(Strangeness(model, typical, keep_rows=False), typical)
         self.model, self.has_coreset = model, keep_rows
         self.part_names = MODEL_PARTS + (CORESET_PARTS if keep_rows else ())
         self.register_buffer("groups", hidden_groups(len(model.schema.modelled)))
@@ -136,6 +145,18 @@ class Strangeness(nn.Module):
         spread = 1.4826 * (values - centre).abs().median(dim=0).values  # of a Gaussian: its standard deviation
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread.clamp(min=1e-3))
+
+
+@torch.no_grad()
+def _least_strange(strangeness: Strangeness, rows: RawBatch) -> RawBatch:
+    num_rows = len(next(iter(rows.values())))
+    scores = [
+        strangeness({name: tensor[first : first + FIT_ROWS] for name, tensor in rows.items()})[0]
+        for first in range(0, num_rows, FIT_ROWS)
+    ]
+    num_kept = max(2, round((1.0 - STRANGEST_SHARE) * num_rows))
+    kept = torch.cat(scores).argsort()[:num_kept].sort().values
+    return {name: tensor[kept] for name, tensor in rows.items()}
 
 
 def can_fit(model: VariationalAutoencoder) -> bool:

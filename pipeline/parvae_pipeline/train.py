@@ -35,6 +35,8 @@ DEFAULT_BUDGET_S = 30 * 60.0
 """Wall time of a run that names neither steps nor a budget; most end earlier."""
 EPOCHS, EPOCHS_WITH_BUDGET = 100, 1_000
 MIN_STEPS, MAX_STEPS = 1_500, 20_000
+CONTAMINATED_STEPS = 500
+"""A model learns first what most rows have in common: stopped early, it has not learned the anomalies among them."""
 MIN_CONVOLUTION_SIDE = 16
 MIN_ROWS_FOR_FLOW = 5_000
 MIN_BATCH, MAX_BATCH = 128, 1024
@@ -105,7 +107,8 @@ def train(
     device = device or choose_device(settings.train.device)
 
     world.do_first(lambda: run.require_same(settings))
-    planned = world.do_first(lambda: plan_data(settings.data, KeptPlan.read(run.plan_path)))
+    with_shapes = not settings.model.denoising
+    planned = world.do_first(lambda: plan_data(settings.data, KeptPlan.read(run.plan_path), with_shapes=with_shapes))
     units, schema = planned.units, planned.schema
     split = Split.of(
         schema.num_rows,
@@ -258,9 +261,14 @@ def choose_batch_size(num_training_rows: int) -> int:
 
 
 def choose_schedule(settings: TrainSettings, reader: Reader, num_held_out_rows: int, world: World) -> Schedule:
-    """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time."""
+    """About 100 epochs; up to 1,000 where a budget was named, which then fits the length to the time.
+
+    A run on contaminated rows is short.
+    """
     if settings.max_steps is not None:
         total_steps = settings.max_steps
+    elif settings.contaminated:
+        total_steps = CONTAMINATED_STEPS
     elif settings.budget_s is not None:
         total_steps = max(MIN_STEPS, EPOCHS_WITH_BUDGET * reader.steps_per_epoch)
     else:

@@ -26,7 +26,7 @@ from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
-from parvae_pipeline.objectives import OBJECTIVES
+from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import EVALUATIONS, Schedule
 from parvae_pipeline.step_noise import step_noise
@@ -216,7 +216,7 @@ class Trainer:
         self, batch: dict[str, Tensor], noise: Tensor, kl_weight: Tensor, corruption: Corruption | None
     ) -> Tensor:
         # The code of a corrupted row must explain the clean one: the bound of Im et al. 2017.
-        return OBJECTIVES[self.settings.objective](
+        rows = OBJECTIVES[self.settings.objective](
             self.model,
             batch,
             self.model.posterior(batch, corruption),
@@ -224,6 +224,7 @@ class Trainer:
             kl_weight=kl_weight,
             free_bits_nats=self.settings.free_bits_nats,
         )
+        return trimmed_mean(rows) if self.settings.contaminated else rows.mean()
 
     def _clip_or_skip(self) -> bool:
         """Clip the gradient at 3 times the median of recent norms; False when it is beyond 100 times or not finite."""
