@@ -201,6 +201,32 @@ def test_more_texts_than_are_counted_say_more_than() -> None:
     assert "distinct values; --columns c:category" in column.reason
 
 
+def test_a_text_with_many_values_keeps_those_that_hold_most_rows() -> None:
+    frequent = [f"city{number % 40}" for number in range(600)]
+    column = column_of([*frequent, *(f"hamlet{number}" for number in range(400))], name="place")
+    assert column.role is Role.CATEGORY
+    assert column.reason == (
+        "440 distinct values, of which the 40 frequent ones hold 60%; 400 rows with rarer values count as unseen"
+    )
+    facts = column.facts_as(CategoryFacts)
+    assert sorted(facts.levels) == sorted({*frequent})
+    assert facts.num_unlisted == 400
+
+
+def test_a_text_with_more_values_than_are_counted_keeps_its_frequent_ones_by_their_share() -> None:
+    values = [value for number in range(MAX_DISTINCT + 10) for value in ("common", f"v{number}")]
+    pieces = [pa.table({"c": values[first : first + 1_000]}) for first in range(0, len(values), 1_000)]
+    statistics = statistics_of(pieces[0])["c"]
+    for piece in pieces[1:]:
+        statistics.merge(statistics_of(piece)["c"])
+    assert statistics.overflowed
+    column = infer_schema({"c": statistics}, overrides={}, label=None)["c"]
+    assert column.role is Role.CATEGORY
+    facts = column.facts_as(CategoryFacts)
+    assert facts.levels == ("common",)
+    assert facts.num_unlisted == pytest.approx(MAX_DISTINCT + 10, abs=1)
+
+
 def test_a_category_named_by_hand_keeps_the_most_frequent_levels() -> None:
     frequent = [f"f{number}" for number in range(MAX_LEVELS)] * 2
     column = column_of([*frequent, *(f"rare{number}" for number in range(30))], override="category")
