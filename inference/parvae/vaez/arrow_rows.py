@@ -16,6 +16,7 @@ from parvae.files import DataFile
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, ordered_texts
 from parvae.vaez.rows import BLOCK_ROWS, Batch, compress_to
 
+MIN_PIXELS = 16
 _STORED_AS = {32: pa.int32(), 64: pa.int64()}
 
 
@@ -90,6 +91,8 @@ def _from_arrow(column: pa.ChunkedArray) -> ColumnData:
     values = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
     if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
         values, kind = values.cast(kind.value_type), kind.value_type
+    if _is_binary(kind) and (raw := _equal_bytes(values)) is not None:
+        return Numbers(values=raw)
     if _is_text(kind):
         encoded = values.dictionary_encode()
         levels = [_as_bytes(level) for level in encoded.dictionary.to_pylist()]
@@ -125,11 +128,31 @@ def _to_arrow(column: ColumnData, kind: pa.DataType) -> pa.Array:
         texts = pa.DictionaryArray.from_arrays(codes, pa.array(levels, value_type)).cast(value_type)
         return texts.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else texts
     values = column.values.astype(column.values.dtype.newbyteorder("="), copy=False)
+    if _is_binary(kind):
+        content = pa.py_buffer(np.ascontiguousarray(values))
+        equal = pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [None, content])
+        return equal.cast(kind)
     if values.ndim > 1:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, kind.list_size).cast(kind)
     array = pa.array(values, mask=None if column.valid is None else ~column.valid, from_pandas=False)
     return array.view(kind) if pa.types.is_temporal(kind) else array.cast(kind)
+
+
+def _equal_bytes(values: pa.Array) -> Any:
+    """(n, d) bytes, where all rows have the same length, as pixels have, and most differ; else None."""
+    if values.null_count or not len(values):
+        return None
+    lengths = pc.min_max(pc.binary_length(values))
+    size = lengths["min"].as_py()
+    if size != lengths["max"].as_py() or size < MIN_PIXELS or 2 * pc.count_distinct(values).as_py() <= len(values):
+        return None
+    content = np.frombuffer(b"".join(values.to_pylist()), np.uint8)
+    return content.reshape(len(values), size)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -10,6 +10,7 @@ Letters in shapes: n numbers, S bins, T tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,41 +40,64 @@ class Bins:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def symbols_of(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    def symbols_of(
+        self, numbers: NDArray[np.integer[Any]]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]]:
         """(n,) the bin of each number, and (n,) its place inside the bin."""
-        distances = _distances(numbers, self.base)
-        symbols = np.searchsorted(self.starts, distances, side="right") - 1
-        return symbols.astype(np.uint8), distances - self.starts[symbols]
+        if numbers.dtype == np.uint8:
+            present = np.flatnonzero(np.bincount(numbers))
+            table, place = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+            table[present], place[present] = self.symbols_of(present)
+            return table[numbers], place[numbers]
+        distances = _distances(numbers.astype(np.int64, copy=False), self.base)
+        reach = int(self.starts[-1]) + (1 << int(self.bits[-1]))
+        if reach <= max(1 << 12, len(numbers) // 4):
+            symbols = self._bin_of(np.arange(reach, dtype=np.uint64))[distances]
+        else:
+            symbols = self._bin_of(distances)
+        return symbols, distances - self.starts[symbols]
 
-    def numbers_at(self, symbols: NDArray[np.uint8], places: NDArray[np.uint64] | None) -> NDArray[np.int64]:
-        """(n,) the numbers that `symbols_of` took apart; no places means 0 everywhere."""
-        distances = self.starts[symbols] if places is None else self.starts[symbols] + places
-        numbers: NDArray[np.int64] = (distances + np.uint64(self.base % (1 << 64))).view(np.int64)
-        return numbers
+    def _bin_of(self, distances: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        return (np.searchsorted(self.starts, distances, side="right") - 1).astype(np.uint8)
 
-    def place_parts(self, symbols: NDArray[np.uint8], places: NDArray[np.uint64]) -> list[Part]:
+    def numbers_at(
+        self, symbols: NDArray[np.uint8], places: NDArray[np.unsignedinteger[Any]] | None, dtype: type = np.int64
+    ) -> NDArray[np.integer[Any]]:
+        """(n,) the numbers that `symbols_of` took apart, int64 or uint8; no places means 0 everywhere."""
+        unsigned = np.dtype(dtype).str.replace("i", "u")
+        first = (self.starts + np.uint64(self.base % (1 << 64))).astype(unsigned)
+        numbers = first[symbols]
+        if places is not None:
+            numbers += places.astype(unsigned, copy=False)
+        return numbers.view(dtype)
+
+    def place_parts(self, symbols: NDArray[np.uint8], places: NDArray[np.unsignedinteger[Any]]) -> list[Part]:
         """The places as uniform symbols of at most 8 bits, lowest bits first; numbers whose bin is through drop out."""
         parts = []
         for low, chosen, width in self._rounds(symbols):
-            values = (places[chosen] >> np.uint64(low)) & np.uint64(0xFF)
+            values = places[chosen] if low == 0 else places[chosen] >> np.uint64(low)
             parts.append(Part(symbols=values.astype(np.uint8), tables=UNIFORM, table_index=width))
         return parts
 
-    def read_places(self, decoder: Decoder, symbols: NDArray[np.uint8]) -> NDArray[np.uint64] | None:
+    def read_places(self, decoder: Decoder, symbols: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]] | None:
         """The places that `place_parts` wrote; None when every bin holds one number."""
-        places: NDArray[np.uint64] | None = None
+        if not self.bits.any():
+            return None
+        wide = np.uint64 if self.bits.max() > 8 else np.uint8
+        places: NDArray[np.unsignedinteger[Any]] = np.zeros(len(symbols), wide)
         for low, chosen, width in self._rounds(symbols):
-            values = decoder.read(len(width), UNIFORM, width).astype(np.uint64)
-            if places is None:
-                places = np.zeros(len(symbols), np.uint64)
-            places[chosen] |= values << np.uint64(low)
+            values = decoder.read(len(width), UNIFORM, width)
+            if low == 0:
+                places[chosen] = values
+            else:
+                places[chosen] |= values.astype(np.uint64) << np.uint64(low)
         return places
 
     def _rounds(self, symbols: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.bool_], NDArray[np.uint8]]]:
         """For bits 0, 8, ...: (n,) numbers that still have bits there, and how many (at most 8) each of them has."""
         if not self.bits.any():
             return []
-        remaining = self.bits[symbols].astype(np.int64)
+        remaining = self.bits.view(np.int8)[symbols]
         rounds = []
         for low in range(0, int(remaining.max(initial=0)), 8):
             chosen = remaining > low
@@ -103,19 +127,27 @@ class Bins:
         return cls(base, np.array(starts, np.uint64), bits), position
 
 
-def fit_bins(numbers: NDArray[np.int64]) -> tuple[Bins, float]:
+def fit_bins(numbers: NDArray[np.integer[Any]], bin_cost: float = BIN_COST_BITS) -> tuple[Bins, float]:
     """The bins that code `numbers` (n,), n > 0, in the fewest bits, and about how many that is, tables included."""
     base = int(numbers.min())
-    distances, counts = np.unique(_distances(numbers, base), return_counts=True)
+    distances, counts = _counted(numbers, base)
     if len(distances) <= MAX_SINGLES and len(numbers) >= 16 * len(distances):
-        num_bits = float(np.sum(counts * np.log2(len(numbers) / counts))) + BIN_COST_BITS * len(distances)
+        num_bits = float(np.sum(counts * np.log2(len(numbers) / counts))) + bin_cost * len(distances)
         return Bins(base, distances, np.zeros(len(distances), np.uint8)), num_bits
-    bin_cost = BIN_COST_BITS
     while True:
         bins, num_bits = _cheapest_tree(base, distances, counts.astype(np.float64), bin_cost)
         if len(bins) <= MAX_SYMBOLS:
             return bins, num_bits
         bin_cost *= 2.0
+
+
+def _counted(numbers: NDArray[np.integer[Any]], base: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The distinct distances from `base`, rising, and how often each occurs."""
+    if int(numbers.max()) - base < max(1 << 16, len(numbers)):
+        counts = np.bincount(numbers if base == 0 else numbers - numbers.dtype.type(base))
+        distances = np.flatnonzero(counts)
+        return distances.astype(np.uint64), counts[distances]
+    return np.unique(_distances(numbers.astype(np.int64, copy=False), base), return_counts=True)
 
 
 def _cheapest_tree(

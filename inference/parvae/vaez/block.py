@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parvae.errors import CorruptFileError
-from parvae.rans import Decoder, Part, encode, lanes_for
-from parvae.vaez.bins import Bins, fit_bins, levels_of, tables_from
 from parvae.vaez.bounds import Bound, Promise
+from parvae.vaez.choice import Chosen, best_form
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, joined, pack, packed_bits, split, unpack
-from parvae.vaez.contexts import Parent, Track, choose_parents, context_of
-from parvae.vaez.forms import Formed, candidate_forms, values_from
+from parvae.vaez.forms import Formed, values_from
+from parvae.vaez.stream import decode_columns, encode_columns
 
 HEADER = struct.Struct("<4s5I")
 TAG = b"BLK1"
@@ -99,7 +98,7 @@ def keeps(column: ColumnData, again: ColumnData, bound: Bound) -> bool:
 def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int, effort: int) -> bytes:
     sections = _Sections()
     entries: list[dict[str, Any]] = []
-    formed: dict[int, tuple[Formed, Bins]] = {}
+    formed: dict[int, Chosen] = {}
     num_rows = len(columns[0]) if columns else 0
     for place, (column, bound) in enumerate(zip(columns, bounds, strict=True)):
         entry, chosen = _column_entry(column, bound, sections, effort)
@@ -108,7 +107,14 @@ def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int,
             formed[place] = chosen
     facts: dict[str, Any] = {"columns": entries}
     if formed:
-        facts["stream"] = _add_stream(columns, formed, entries, sections)
+        encoded = encode_columns({place: chosen.coded for place, chosen in formed.items()})
+        for place, entry in encoded.entries.items():
+            entries[place] |= entry | {"crc": _decoded_checksum(columns[place], formed[place].formed)}
+        facts["stream"] = {
+            "order": encoded.order,
+            "tables": sections.add_packed(encoded.tables),
+            "section": sections.add(encoded.content),
+        }
     facts["sections"] = [[len(content), zlib.crc32(content)] for content in sections.contents]
     stored_facts = zlib.compress(json.dumps(facts, separators=(",", ":")).encode(), 9)
     body = b"".join(sections.contents)
@@ -118,7 +124,7 @@ def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int,
 
 def _column_entry(
     column: ColumnData, bound: Bound, sections: _Sections, effort: int
-) -> tuple[dict[str, Any], tuple[Formed, Bins] | None]:
+) -> tuple[dict[str, Any], Chosen | None]:
     """The facts of one column; its plain encoding packed, or the numbers that go to the stream."""
     entry: dict[str, Any] = {"kind": type(column).__name__.lower()}
     if isinstance(column, Numbers):
@@ -130,13 +136,12 @@ def _column_entry(
     item_size = column.values.dtype.itemsize if isinstance(column, Numbers) else 8 if isinstance(column, Texts) else 1
     content = column.codes.astype("<i8").tobytes() if isinstance(column, Texts) else column.plain()
     if effort and len(column) and not isinstance(column, Opaque):
-        best = _best_form(column, bound)
+        best = best_form(column, bound)
         if best is not None:
-            chosen, bins, num_bits = best
-            codec, stored = pack(content, item_size=item_size, effort=effort)
-            if num_bits / 8 < len(stored):
-                _add_form(entry, column, chosen, sections)
-                return entry, (chosen, bins)
+            codec, stored = pack(content, item_size=item_size, effort=effort, rival_bytes=best.num_bits / 8)
+            if best.num_bits / 8 < len(stored):
+                _add_form(entry, column, best.formed, sections)
+                return entry, best
             entry["plain"] = {"section": sections.add(stored), "codec": codec, "bytes": len(content), "item": item_size}
             return entry | {"crc": column.checksum()}, None
     if effort:
@@ -144,31 +149,6 @@ def _column_entry(
     else:
         entry["plain"] = {"section": sections.add(content), "codec": "raw", "bytes": len(content), "item": item_size}
     return entry | {"crc": column.checksum()}, None
-
-
-def _best_form(column: Numbers | Texts, bound: Bound) -> tuple[Formed, Bins, float] | None:
-    """The form of the present values that takes the fewest bits, as far as one table for all of them tells."""
-    if isinstance(column, Texts):
-        forms = [
-            Formed(form="text", numbers=column.codes),
-            Formed(form="text", numbers=np.diff(column.codes, prepend=0)),
-        ]
-        forms[1].facts["delta"] = 1
-    else:
-        values = column.values if column.valid is None else column.values[column.valid]
-        flat = np.ascontiguousarray(values).reshape(-1)
-        if not len(flat):
-            return None
-        forms = list(candidate_forms(flat, bound))
-    found = []
-    for formed in forms:
-        bins, num_bits = fit_bins(formed.numbers)
-        if formed.exceptions is not None:
-            num_bits += float(formed.exceptions.sum()) * (8 * 8 + 8)
-        if formed.levels is not None:
-            num_bits += 8.0 * formed.levels.nbytes
-        found.append((formed, bins, num_bits))
-    return min(found, key=lambda entry: entry[2])
 
 
 def _add_form(entry: dict[str, Any], column: Numbers | Texts, formed: Formed, sections: _Sections) -> None:
@@ -191,46 +171,6 @@ def _add_form(entry: dict[str, Any], column: Numbers | Texts, formed: Formed, se
         ]
 
 
-def _add_stream(
-    columns: Sequence[ColumnData],
-    formed: Mapping[int, tuple[Formed, Bins]],
-    entries: list[dict[str, Any]],
-    sections: _Sections,
-) -> dict[str, Any]:
-    """Code the numbers of all `formed` columns as one stream, each in the context of those before it."""
-    taken = {place: bins.symbols_of(one.numbers) for place, (one, bins) in formed.items()}
-    tracks = {
-        place: track
-        for place, (_, bins) in formed.items()
-        if (track := _track(columns[place], taken[place][0], len(bins))) is not None
-    }
-    order, parents = choose_parents(tracks)
-    order += [place for place in formed if place not in tracks]
-    tables_content = bytearray()
-    parts: list[Part] = []
-    num_bits, num_symbols = 0.0, 0
-    for place in order:
-        one, bins = formed[place]
-        symbols, places = taken[place]
-        chosen = parents.get(place, [])
-        context, num_tables = context_of(chosen, tracks)
-        present = _present_contexts(columns[place], context)
-        key = symbols.astype(np.int64) if present is None else present * len(bins) + symbols
-        counts = np.bincount(key, minlength=num_tables * len(bins)).reshape(num_tables, len(bins))
-        levels = levels_of(counts)
-        tables = tables_from(levels)
-        entries[place]["parents"] = [parent.column for parent in chosen]
-        tables_content += bins.to_bytes() + b"".join(parent.groups.tobytes() for parent in chosen) + levels.tobytes()
-        own = [Part(symbols=symbols, tables=tables, table_index=present), *bins.place_parts(symbols, places)]
-        parts += own
-        num_bits += float(-(counts * np.log2(np.maximum(tables.frequencies, 1) / 4096)).sum())
-        num_bits += float(bins.bits[symbols].sum())
-        num_symbols += sum(len(part.symbols) for part in own)
-        entries[place]["crc"] = _decoded_checksum(columns[place], one)
-    stream = encode(parts, lanes_for(num_bits, num_symbols))
-    return {"order": order, "tables": sections.add_packed(bytes(tables_content)), "section": sections.add(stream)}
-
-
 def _decoded_checksum(column: ColumnData, formed: Formed) -> int:
     if isinstance(column, Texts):
         return column.checksum()
@@ -249,23 +189,6 @@ def _placed(values: NDArray[Any], shape: tuple[int, ...], valid: NDArray[np.bool
     everywhere = np.zeros(shape, values.dtype)
     everywhere[valid] = values.reshape(-1, *shape[1:])
     return Numbers(values=everywhere, valid=valid)
-
-
-def _track(column: ColumnData, symbols: NDArray[np.uint8], num_symbols: int) -> Track | None:
-    """The symbols of a column at every row; None for vectors, which have many a row."""
-    if isinstance(column, Numbers) and column.values.ndim > 1:
-        return None
-    valid = column.valid if isinstance(column, Numbers) else None
-    if valid is None:
-        return Track(symbols=symbols.astype(np.int64), num_symbols=num_symbols)
-    everywhere = np.full(len(valid), num_symbols, np.int64)
-    everywhere[valid] = symbols
-    return Track(symbols=everywhere, num_symbols=num_symbols)
-
-
-def _present_contexts(column: ColumnData, context: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    valid = column.valid if isinstance(column, Numbers) else None
-    return context if context is None or valid is None else context[valid]
 
 
 def read_header(header: bytes) -> tuple[int, int, int, int]:
@@ -313,7 +236,7 @@ class _Reader:
         self._starts = [0, *ends]
 
     def columns(self, wanted: Sequence[int]) -> dict[int, ColumnData]:
-        numbers: dict[int, NDArray[np.int64]] = {}
+        numbers: dict[int, NDArray[np.integer[Any]]] = {}
         if any("form" in self._facts["columns"][place] for place in wanted):
             numbers = self._stream()
         found = {place: self._column(self._facts["columns"][place], numbers.get(place)) for place in wanted}
@@ -331,35 +254,10 @@ class _Reader:
     def _unpacked(self, entry: Mapping[str, Any]) -> bytes:
         return unpack(entry["codec"], self._section(entry["section"]), entry["bytes"], item_size=entry["item"])
 
-    def _stream(self) -> dict[int, NDArray[np.int64]]:
+    def _stream(self) -> dict[int, NDArray[np.integer[Any]]]:
         stream = self._facts["stream"]
-        tables_content, decoder = self._unpacked(stream["tables"]), Decoder(self._section(stream["section"]))
-        position = 0
-        numbers: dict[int, NDArray[np.int64]] = {}
-        tracks: dict[int, Track] = {}
-        for place in stream["order"]:
-            entry = self._facts["columns"][place]
-            bins, position = Bins.from_bytes(tables_content, position)
-            parents = []
-            for parent in entry["parents"]:
-                size = tracks[parent].num_symbols + 1
-                parents.append(Parent(column=parent, groups=np.frombuffer(tables_content, np.uint8, size, position)))
-                position += size
-            context, num_tables = context_of(parents, tracks)
-            levels = np.frombuffer(tables_content, np.uint8, num_tables * len(bins), position)
-            position += len(levels)
-            shape = Numbers(values=np.empty((self._num_rows, *entry.get("shape", []))), valid=self._valid(entry))
-            symbols = decoder.read(
-                entry["count"],
-                tables_from(levels.reshape(num_tables, len(bins))),
-                _present_contexts(shape, context),
-            )
-            numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols))
-            track = _track(shape, symbols, len(bins))
-            if track is not None:
-                tracks[place] = track
-        decoder.finish()
-        return numbers
+        tables, content = self._unpacked(stream["tables"]), self._section(stream["section"])
+        return decode_columns(content, tables, stream["order"], self._facts["columns"], self._num_rows, self._valid)
 
     def _valid(self, entry: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         if "valid" not in entry:
@@ -367,7 +265,7 @@ class _Reader:
         bits = np.frombuffer(self._unpacked(entry["valid"]), np.uint8)
         return np.unpackbits(bits, count=self._num_rows).astype(bool)
 
-    def _column(self, entry: Mapping[str, Any], numbers: NDArray[np.int64] | None) -> ColumnData:
+    def _column(self, entry: Mapping[str, Any], numbers: NDArray[np.integer[Any]] | None) -> ColumnData:
         if entry["kind"] == "opaque":
             return Opaque(content=self._unpacked(entry["plain"]), num_rows=self._num_rows)
         if entry["kind"] == "texts":
@@ -390,7 +288,7 @@ class _Reader:
             present[np.cumsum(np.frombuffer(positions, "<u4"), dtype=np.int64)] = np.frombuffer(raw, dtype)
         return _placed(present, shape, self._valid(entry))
 
-    def _texts(self, entry: Mapping[str, Any], numbers: NDArray[np.int64] | None) -> Texts:
+    def _texts(self, entry: Mapping[str, Any], numbers: NDArray[np.integer[Any]] | None) -> Texts:
         levels = split(self._unpacked(entry["levels"]), entry["num_levels"])
         if numbers is None:
             numbers = np.frombuffer(self._unpacked(entry["plain"]), "<i8")
@@ -398,4 +296,4 @@ class _Reader:
             numbers = np.cumsum(numbers, dtype=np.int64)
         if len(numbers) and not -1 <= int(numbers.min()) <= int(numbers.max()) < len(levels):
             raise CorruptFileError("a text column points outside its distinct texts; the file is damaged")
-        return Texts(levels=levels, codes=numbers, is_text=entry["is_text"])
+        return Texts(levels=levels, codes=numbers.astype(np.int64, copy=False), is_text=entry["is_text"])

@@ -6,6 +6,7 @@ Letters in shapes: n rows, d elements of a vector or image.
 from __future__ import annotations
 
 import lzma
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from parvae.errors import CorruptFileError
 
 MAX_SECTION_BYTES = 1 << 31
+LZMA_SAMPLE_BYTES = 1 << 17
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 
 
@@ -128,20 +130,33 @@ def packed_bits(valid: NDArray[np.bool_] | None) -> bytes:
     return b"" if valid is None else np.packbits(valid).tobytes()
 
 
-def pack(content: bytes, *, item_size: int = 1, effort: int = 1) -> tuple[str, bytes]:
-    """The smallest of `content` raw, by zlib or by lzma, its bytes in order or sorted by their place in the item."""
+def pack(content: bytes, *, item_size: int = 1, effort: int = 1, rival_bytes: float = math.inf) -> tuple[str, bytes]:
+    """The smallest of `content` raw, by zlib or by lzma, its bytes in order or sorted by their place in the item.
+
+    lzma is slow: it is left out where a sample of it comes nowhere near `rival_bytes`, the size of another encoding.
+    """
     orders = {"": content}
     if item_size > 1:
         orders["shuffled "] = shuffled(content, item_size)
     best = ("raw", content)
     for order, arranged in orders.items():
         found = {"zlib": zlib.compress(arranged, 6)}
-        if effort > 1 or len(content) <= 1 << 16:
+        if (effort > 1 or len(content) <= 1 << 16) and _lzma_bytes(arranged) < 1.2 * rival_bytes:
             found["lzma"] = lzma.compress(arranged, lzma.FORMAT_RAW, filters=LZMA_FILTERS)
         for codec, stored in found.items():
             if len(stored) < len(best[1]):
                 best = (order + codec, stored)
     return best
+
+
+def _lzma_bytes(content: bytes) -> float:
+    """About what lzma makes of it, from a sample; 0 for what is small."""
+    if len(content) <= 2 * LZMA_SAMPLE_BYTES:
+        return 0.0
+    middle = (len(content) - LZMA_SAMPLE_BYTES) // 2
+    sample = content[middle : middle + LZMA_SAMPLE_BYTES]
+    packed = lzma.compress(sample, lzma.FORMAT_RAW, filters=LZMA_FILTERS)
+    return len(packed) / len(sample) * len(content)
 
 
 def unpack(codec: str, stored: bytes, num_bytes: int, *, item_size: int = 1) -> bytes:

@@ -69,7 +69,7 @@ def choose_parents(tracks: Mapping[int, Track]) -> tuple[list[int], dict[int, li
         return _in_file_order(tracks)
     sampled = _sample(tracks)
     scale = _scale(tracks)
-    alone = {name: _bits(_counts(sampled[name]), scale) for name in names}
+    alone = {name: table_bits(_counts(sampled[name]), scale) for name in names}
     best = {
         (child, parent): _best_grouping(sampled[child], sampled[parent], None, 1, scale)
         for child in names
@@ -107,7 +107,7 @@ def _in_file_order(tracks: Mapping[int, Track]) -> tuple[list[int], dict[int, li
     order = list(tracks)
     parents: dict[int, list[Parent]] = {}
     for place, child in enumerate(order):
-        alone = _bits(_counts(sampled[child]), scale)
+        alone = table_bits(_counts(sampled[child]), scale)
         found = [
             (*_best_grouping(sampled[child], sampled[parent], None, 1, scale), parent)
             for parent in order[max(0, place - 8) : place]
@@ -155,7 +155,7 @@ def _best_grouping(
             continue
         tried.add(made)
         edges = np.flatnonzero(np.diff(groups.astype(np.int64), prepend=-1))
-        bits = _bits(np.add.reduceat(joint, edges, axis=1).reshape(-1, child.num_symbols), scale)
+        bits = table_bits(np.add.reduceat(joint, edges, axis=1).reshape(-1, child.num_symbols), scale)
         if bits < best[0]:
             best = (bits, groups)
     return best
@@ -176,13 +176,13 @@ def _counts(child: Track) -> NDArray[np.int64]:
     return np.bincount(present, minlength=child.num_symbols)[None]
 
 
-def _bits(joint: NDArray[np.int64], scale: float) -> float:
+def table_bits(joint: NDArray[np.int64], scale: float, *, cell_bits: float = CELL_COST_BITS) -> float:
     """What symbols with these counts (contexts, S) cost, times `scale`, and their tables."""
     totals = joint.sum(axis=1)
     entropy = _sum_x_log_x(totals) - _sum_x_log_x(joint)
     filled = int(np.count_nonzero(joint))
     rows = int(np.count_nonzero(totals))
-    tables = CELL_COST_BITS * filled + 0.1 * CELL_COST_BITS * (rows * joint.shape[1] - filled)
+    tables = cell_bits * filled + 0.1 * cell_bits * (rows * joint.shape[1] - filled)
     return float(scale * entropy + tables)
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from parvae.errors import CorruptFileError
 from parvae.vaez.bounds import Bound, Promise
+from parvae.vaez.prediction import images_from
 
-Integers = NDArray[np.int64]
+Integers = NDArray[np.integer[Any]]
 Values = NDArray[Any]
 
 MAX_EXCEPTION_SHARE = 0.05
@@ -197,7 +198,7 @@ def _pattern(ordered: Integers, dtype: np.dtype[Any]) -> Values:
 
 
 def _from_integer(numbers: Integers, facts: Mapping[str, Any], levels: Values | None, dtype: np.dtype[Any]) -> Values:
-    return numbers.view(np.uint64) if dtype == np.uint64 else numbers.astype(dtype)
+    return numbers.view(np.uint64) if dtype == np.uint64 else numbers.astype(dtype, copy=False)
 
 
 def _from_coarse(numbers: Integers, facts: Mapping[str, Any], levels: Values | None, dtype: np.dtype[Any]) -> Values:
@@ -230,6 +231,13 @@ def _from_mantissa(numbers: Integers, facts: Mapping[str, Any], levels: Values |
     return _pattern(np.where(numbers < 0, ~(~numbers << shift), numbers << shift), dtype)
 
 
+def _from_differences(
+    numbers: Integers, facts: Mapping[str, Any], levels: Values | None, dtype: np.dtype[Any]
+) -> Values:
+    height, width, channels = facts["shape"]
+    return images_from(numbers.astype(np.uint8, copy=False).reshape(-1, height, width, channels)).reshape(-1)
+
+
 _BACK: Mapping[str, Callable[[Integers, Mapping[str, Any], Values | None, np.dtype[Any]], Values]] = {
     "integer": _from_integer,
     "coarse": _from_coarse,
@@ -238,4 +246,5 @@ _BACK: Mapping[str, Callable[[Integers, Mapping[str, Any], Values | None, np.dty
     "decimal": _from_decimal,
     "steps": _from_steps,
     "mantissa": _from_mantissa,
+    "differences": _from_differences,
 }

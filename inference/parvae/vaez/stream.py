@@ -1,0 +1,180 @@
+"""The stream of a block: the symbols of all its columns of whole numbers, each in its context, and their tables.
+
+A column of one number a row finds its context in the columns decoded before it (`contexts`), an image in its own
+neighbours (`pixels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parvae.errors import CorruptFileError
+from parvae.rans import Decoder, Part, encode, lanes_for
+from parvae.vaez.bins import Bins, levels_of, tables_from
+from parvae.vaez.contexts import Parent, Track, choose_parents, context_of
+from parvae.vaez.pixels import PixelContexts, padded_symbols
+
+Valid = NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coded:
+    """The numbers of a column and how they become symbols."""
+
+    numbers: NDArray[np.integer[Any]]
+    """(count,) what is not null; of an image (n * d,)."""
+    bins: Bins
+    valid: Valid = None
+    is_vector: bool = False
+    """Whether a row holds more than one number: such columns have no parents and are none."""
+    pixels: PixelContexts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A stream, the tables it needs, and what the facts of the block must say of it."""
+
+    content: bytes
+    tables: bytes
+    order: list[int]
+    entries: dict[int, dict[str, Any]]
+    """By column."""
+
+
+def encode_columns(coded: Mapping[int, Coded]) -> Encoded:
+    """One stream for all columns."""
+    taken = {place: one.bins.symbols_of(one.numbers) for place, one in coded.items()}
+    tracks = {
+        place: _track(taken[place][0], len(one.bins), one.valid) for place, one in coded.items() if not one.is_vector
+    }
+    order, parents = choose_parents(tracks)
+    order += [place for place in coded if place not in tracks]
+    tables = bytearray()
+    parts: list[Part] = []
+    entries: dict[int, dict[str, Any]] = {}
+    num_bits = 0.0
+    for place in order:
+        one, (symbols, places) = coded[place], taken[place]
+        tables += one.bins.to_bytes()
+        if one.pixels is None:
+            chosen = parents.get(place, [])
+            entries[place] = {"parents": [parent.column for parent in chosen]}
+            tables += b"".join(parent.groups.tobytes() for parent in chosen)
+            own, levels = _row_parts(symbols, len(one.bins), *_at_present(context_of(chosen, tracks), one.valid))
+        else:
+            entries[place] = {"pixels": one.pixels.facts()}
+            tables += one.pixels.to_bytes()
+            own, levels = _pixel_parts(symbols, len(one.bins), one.pixels)
+        tables += levels.tobytes()
+        own += one.bins.place_parts(symbols, places)
+        num_bits += sum(map(_bits_of, own))
+        parts += own
+    num_symbols = sum(len(part.symbols) for part in parts)
+    content = encode(parts, lanes_for(num_bits, num_symbols))
+    return Encoded(content=content, tables=bytes(tables), order=order, entries=entries)
+
+
+def decode_columns(
+    content: bytes,
+    tables: bytes,
+    order: Sequence[int],
+    entries: Sequence[Mapping[str, Any]],
+    num_rows: int,
+    valid_of: Callable[[Mapping[str, Any]], Valid],
+) -> dict[int, NDArray[np.integer[Any]]]:
+    """The numbers of every column in `order`.
+
+    Raises CorruptFileError when the stream does not end as it should.
+    """
+    decoder = Decoder(content)
+    position = 0
+    numbers: dict[int, NDArray[np.integer[Any]]] = {}
+    tracks: dict[int, Track] = {}
+    for place in order:
+        entry = entries[place]
+        bins, position = Bins.from_bytes(tables, position)
+        if "pixels" in entry:
+            pixels, position = PixelContexts.from_bytes(entry["pixels"], len(bins), tables, position)
+            if entry["count"] != num_rows * prod(pixels.shape):
+                raise CorruptFileError("an image has other sides than its column; the file is damaged")
+            levels, position = _levels(tables, position, pixels.num_tables, len(bins))
+            symbols = np.ascontiguousarray(pixels.read(decoder, num_rows, tables_from(levels)).T).reshape(-1)
+        else:
+            valid = valid_of(entry)
+            parents, position = _parents(entry["parents"], tracks, tables, position)
+            context, num_tables = _at_present(context_of(parents, tracks), valid)
+            levels, position = _levels(tables, position, num_tables, len(bins))
+            symbols = decoder.read(entry["count"], tables_from(levels), context)
+            if not entry.get("shape"):
+                tracks[place] = _track(symbols, len(bins), valid)
+        dtype = np.uint8 if "pixels" in entry else np.int64
+        numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), dtype)
+    decoder.finish()
+    return numbers
+
+
+def _row_parts(
+    symbols: NDArray[np.uint8], num_symbols: int, context: NDArray[np.int64] | None, num_tables: int
+) -> tuple[list[Part], NDArray[np.uint8]]:
+    """The part of a column of one number a row, and the levels (T, S) of its tables."""
+    key = symbols if context is None else context * num_symbols + symbols
+    levels = levels_of(np.bincount(key, minlength=num_tables * num_symbols).reshape(num_tables, num_symbols))
+    return [Part(symbols=symbols, tables=tables_from(levels), table_index=context)], levels
+
+
+def _pixel_parts(
+    symbols: NDArray[np.uint8], num_symbols: int, pixels: PixelContexts
+) -> tuple[list[Part], NDArray[np.uint8]]:
+    padded = padded_symbols(symbols, pixels.shape)
+    table_index = pixels.tables_at(padded)
+    counts = np.zeros(pixels.num_tables * num_symbols, np.int64)
+    for tables, own in zip(table_index, padded, strict=False):
+        counts += np.bincount(tables * np.int64(num_symbols) + own, minlength=len(counts))
+    levels = levels_of(counts.reshape(pixels.num_tables, num_symbols))
+    return pixels.parts(padded, table_index, tables_from(levels)), levels
+
+
+def _levels(content: bytes, position: int, num_tables: int, num_symbols: int) -> tuple[NDArray[np.uint8], int]:
+    size = num_tables * num_symbols
+    return np.frombuffer(content, np.uint8, size, position).reshape(num_tables, num_symbols), position + size
+
+
+def _parents(
+    columns: Sequence[int], tracks: Mapping[int, Track], content: bytes, position: int
+) -> tuple[list[Parent], int]:
+    parents = []
+    for column in columns:
+        size = tracks[column].num_symbols + 1
+        parents.append(Parent(column=column, groups=np.frombuffer(content, np.uint8, size, position)))
+        position += size
+    return parents, position
+
+
+def _at_present(context: tuple[NDArray[np.int64] | None, int], valid: Valid) -> tuple[NDArray[np.int64] | None, int]:
+    """The contexts of the rows that are not null."""
+    table_index, num_tables = context
+    return (table_index if table_index is None or valid is None else table_index[valid]), num_tables
+
+
+def _track(symbols: NDArray[np.uint8], num_symbols: int, valid: Valid) -> Track:
+    """The symbols of a column at every row."""
+    if valid is None:
+        return Track(symbols=symbols.astype(np.int64), num_symbols=num_symbols)
+    everywhere = np.full(len(valid), num_symbols, np.int64)
+    everywhere[valid] = symbols
+    return Track(symbols=everywhere, num_symbols=num_symbols)
+
+
+def _bits_of(part: Part) -> float:
+    frequencies = part.tables.frequencies
+    key = part.symbols.astype(np.int64)
+    if part.table_index is not None:
+        key += part.table_index.astype(np.int64) * frequencies.shape[1]
+    counts = np.bincount(key, minlength=frequencies.size)
+    return float(-(counts * np.log2(np.maximum(frequencies.reshape(-1), 1) / 4096)).sum())
