@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,6 +64,7 @@ def bits_of(part: Part) -> float:
     num_lanes=st.integers(1, 40),
     shapes=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 4), st.integers(1, 256)), min_size=0, max_size=4),
 )
+@settings(deadline=None)
 def test_every_part_comes_back_and_the_scalar_oracle_agrees(
     seed: int, num_lanes: int, shapes: list[tuple[int, int, int]]
 ) -> None:

@@ -110,6 +110,7 @@ def test_every_neighbour_is_decoded_before() -> None:
 
 
 @given(counts=hnp.arrays("i8", st.integers(1, 60), elements=st.integers(0, 1000)), wanted=st.integers(1, 20))
+@settings(deadline=None)
 def test_groups_are_numbered_without_gaps(counts: Any, wanted: int) -> None:
     groups = groups_of(counts, wanted).astype(int)
     assert groups[0] == 0

@@ -30,7 +30,7 @@ MAX_SYMBOLS = 256
 MAX_LANES = 8192
 LANE_BITS = 16
 """What a lane costs: its first state says nothing."""
-MAX_LANE_SHARE = 0.004
+MAX_LANE_SHARE = 0.006
 """Of the bits of a stream, what its lanes may cost."""
 _LOWEST_STATE = 1 << 16
 
@@ -144,31 +144,37 @@ class Decoder:
 
         Raises CorruptFileError when the stream ends before the part does.
         """
-        symbols = np.empty(num_symbols, np.uint8)
         packed = tables.packed_for_decoding
+        entries = np.empty(num_symbols, np.uint32)
         offsets = None if table_index is None else table_index.astype(np.uint32) << np.uint32(SLOT_BITS)
         low, frequency_bits = np.uint32(NUM_SLOTS - 1), np.uint32(SLOT_BITS)
         eight, twenty, sixteen, one = (np.uint32(number) for number in (8, 20, 16, 1))
         num_lanes = len(self._states)
+        position, num_words = self._position, len(self._words)
         for first in range(0, num_symbols, num_lanes):
-            last = min(first + num_lanes, num_symbols)
-            x = self._states[: last - first]
+            x = self._states[: num_symbols - first]
+            entry = entries[first : first + num_lanes]
             slots = x & low
             if offsets is not None:
-                slots |= offsets[first:last]
-            entry = packed.take(slots)
-            symbols[first:last] = entry  # the cast keeps the lowest eight bits
+                slots |= offsets[first : first + num_lanes]
+            packed.take(slots, out=entry, mode="clip")
+            frequencies = entry >> eight
+            frequencies &= low
+            frequencies += one
             x >>= frequency_bits
-            x *= ((entry >> eight) & low) + one
+            x *= frequencies
             x += entry >> twenty
-            hungry = np.flatnonzero(x < _LOWEST_STATE)
-            if len(hungry):
-                words = self._words[self._position : self._position + len(hungry)]
-                self._position += len(hungry)
-                if len(words) < len(hungry):
-                    raise CorruptFileError("an rANS stream ends before its symbols do; the file is damaged")
-                x[hungry] = x[hungry] << sixteen | words
-        return symbols
+            hungry = (x < _LOWEST_STATE).nonzero()[0]
+            end = position + len(hungry)
+            if end > num_words:
+                raise CorruptFileError("an rANS stream ends before its symbols do; the file is damaged")
+            fed = x[hungry]
+            fed <<= sixteen
+            fed |= self._words[position:end]
+            x[hungry] = fed
+            position = end
+        self._position = position
+        return entries.astype(np.uint8)
 
     def finish(self) -> None:
         """Raise CorruptFileError unless every word is used and every lane is back where encoding began."""

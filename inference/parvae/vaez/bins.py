@@ -107,7 +107,7 @@ class Bins:
     def to_bytes(self) -> bytes:
         """u8 S - 1 | i64 base | S bytes of bits | S gaps between the end of a bin and the next start, 7 bits a byte."""
         ends = np.concatenate([[np.uint64(0)], (self.starts + (np.uint64(1) << self.bits.astype(np.uint64)))[:-1]])
-        gaps = b"".join(_varint(int(gap)) for gap in self.starts - ends)
+        gaps = b"".join(varint(int(gap)) for gap in self.starts - ends)
         return bytes([len(self) - 1]) + self.base.to_bytes(8, "little", signed=True) + self.bits.tobytes() + gaps
 
     @classmethod
@@ -119,7 +119,7 @@ class Bins:
         position += 9 + size
         starts, end = [], 0
         for width in bits.tolist():
-            gap, position = _read_varint(content, position)
+            gap, position = read_varint(content, position)
             starts.append(end + gap)
             end += gap + (1 << width)
         if end > 1 << 64:
@@ -215,7 +215,8 @@ def _distances(numbers: NDArray[np.int64], base: int) -> NDArray[np.uint64]:
     return distances
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A whole number of at least 0, seven bits a byte, lowest first; the highest bit says that more follow."""
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)
@@ -224,7 +225,8 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+def read_varint(content: bytes, position: int) -> tuple[int, int]:
+    """The number that `varint` wrote at `position`, and where it ends."""
     number = 0
     for shift in range(0, 70, 7):
         byte = content[position]

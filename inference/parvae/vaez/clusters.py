@@ -4,10 +4,14 @@ Only an encoder runs this; what it finds is written down (groups of symbols, a t
 decoder looks it up. Contexts are clustered by the bits that one table for all of them would cost (k-means with the
 Kullback-Leibler divergence, "context quantisation": J. Chen, IEEE Data Compression Conference 2004).
 
+A choice is weighed by its description length: the bits of the symbols and those of the tables.
+
 Letters in shapes: C contexts, S symbols, T tables.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,10 @@ MAX_TABLES = 256
 ROUNDS = 8
 PRIOR_COUNT = 4.0
 """Symbols of the common distribution that every table has beside its own while contexts look for their table."""
+MAP_BITS = 4.0
+"""About what the table number of a context that occurs costs."""
+CELL_COST_BITS = 5.0
+"""About what a cell that is not zero costs in the stored tables; a zero costs a tenth."""
 
 
 def groups_of(counts: NDArray[np.int64], num_groups: int) -> NDArray[np.uint8]:
@@ -67,10 +75,31 @@ def joined_contexts(counts: NDArray[np.int64], num_tables: int) -> NDArray[np.ui
     return joined
 
 
-def _summed(rows: NDArray[np.float32], group: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:
+def _summed(rows: NDArray[np.floating[Any]], group: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:
     """(num_groups, S) sums of the rows of each group."""
     order = np.argsort(group, kind="stable")
     present, first = np.unique(group[order], return_index=True)
     sums = np.zeros((num_groups, rows.shape[1]))
     sums[present] = np.add.reduceat(rows[order].astype(np.float64), first, axis=0)
     return sums
+
+
+def table_bits(joint: NDArray[np.int64], scale: float, *, cell_bits: float = CELL_COST_BITS) -> float:
+    """What symbols with these counts (contexts, S) cost, times `scale`, and their tables."""
+    totals = joint.sum(axis=1)
+    entropy = _sum_x_log_x(totals) - _sum_x_log_x(joint)
+    filled = int(np.count_nonzero(joint))
+    rows = int(np.count_nonzero(totals))
+    tables = cell_bits * filled + 0.1 * cell_bits * (rows * joint.shape[1] - filled)
+    return float(scale * entropy + tables)
+
+
+def _sum_x_log_x(counts: NDArray[np.int64]) -> float:
+    above = counts[counts > 1].astype(np.float64)
+    return float(np.sum(above * np.log2(above)))
+
+
+def joined_bits(counts: NDArray[np.int64], table_of: NDArray[np.uint8], scale: float = 1.0) -> float:
+    """What symbols with these counts (C, S) cost in these tables, times `scale`, and the tables and their map."""
+    joined = _summed(counts.astype(np.float64), table_of.astype(np.int64), int(table_of.max()) + 1)
+    return table_bits(joined.astype(np.int64), scale) + MAP_BITS * int(np.count_nonzero(counts.sum(axis=1)))

@@ -12,8 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parvae.vaez.clusters import groups_of, joined_contexts
-from parvae.vaez.contexts import table_bits
+from parvae.vaez.clusters import groups_of, joined_bits, joined_contexts
 from parvae.vaez.pixels import MAX_CONTEXTS, Offset, PixelContexts, Shape, contexts_of, num_contexts_of, places_at
 from parvae.vaez.prediction import median
 
@@ -39,8 +38,6 @@ MAX_CHANNELS = 4
 """More than these, last in a shape, are no channels: the image may be stored plane after plane."""
 FIRST_NUM_TABLES = 64
 NUM_TABLES = (4, 16, 64, 128, 256)
-MAP_BITS = 6.0
-"""About what the table number of a context that occurs costs."""
 
 
 def fit_pixels(symbols: NDArray[np.uint8], num_symbols: int, shape: Shape) -> tuple[PixelContexts, float]:
@@ -51,13 +48,13 @@ def fit_pixels(symbols: NDArray[np.uint8], num_symbols: int, shape: Shape) -> tu
     tried = (_Trial.of(sample, num_symbols, shape, grouping, FIRST_NUM_TABLES, scale) for grouping in GROUPINGS)
     best = min((trial for trial in tried if trial is not None), key=lambda trial: trial.num_bits)
     num_tables = min(
-        NUM_TABLES, key=lambda number: _joined_bits(best.counts, joined_contexts(best.counts, number), scale)
+        NUM_TABLES, key=lambda number: joined_bits(best.counts, joined_contexts(best.counts, number), scale)
     )
     counts = _context_counts(symbols, _sources(shape, best.groups), best.groups, num_symbols)
     table_of = joined_contexts(counts, num_tables)
     offsets = _neighbours(shape)[: len(best.groups)]
     contexts = PixelContexts(shape=shape, offsets=offsets, groups=best.groups, table_of=table_of)
-    return contexts, _joined_bits(counts, table_of, 1.0)
+    return contexts, joined_bits(counts, table_of)
 
 
 def pixel_bits(symbols: NDArray[np.uint8], num_symbols: int, shape: Shape, scale: float) -> float:
@@ -92,7 +89,7 @@ class _Trial:
         if num_contexts_of(groups) > MAX_CONTEXTS:
             return None
         counts = _context_counts(symbols, _sources(shape, groups), groups, num_symbols)
-        return cls(_joined_bits(counts, joined_contexts(counts, num_tables), scale), groups, counts)
+        return cls(joined_bits(counts, joined_contexts(counts, num_tables), scale), groups, counts)
 
 
 def shape_of(values: NDArray[np.uint8]) -> Shape:
@@ -150,9 +147,3 @@ def _context_counts(
         own = symbols[:-1][rows]
         counts += np.bincount((contexts[rows].astype(np.int64) * num_symbols + own).reshape(-1), minlength=len(counts))
     return counts.reshape(num_contexts, num_symbols)
-
-
-def _joined_bits(counts: NDArray[np.int64], table_of: NDArray[np.uint8], scale: float) -> float:
-    joined = np.zeros((int(table_of.max()) + 1, counts.shape[1]), np.int64)
-    np.add.at(joined, table_of, counts)
-    return table_bits(joined, scale) + MAP_BITS * int(np.count_nonzero(counts.sum(axis=1)))

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from parvae.errors import CorruptFileError
 from parvae.rans import Decoder, Part, encode, lanes_for
 from parvae.vaez.bins import Bins, levels_of, tables_from
-from parvae.vaez.contexts import Parent, Track, choose_parents, context_of
+from parvae.vaez.contexts import choose_parents
+from parvae.vaez.parents import Track
 from parvae.vaez.pixels import PixelContexts, padded_symbols
+from parvae.vaez.row_contexts import RowContexts, fit_rows
 
 Valid = NDArray[np.bool_] | None
 
@@ -51,22 +53,29 @@ def encode_columns(coded: Mapping[int, Coded]) -> Encoded:
     """One stream for all columns."""
     taken = {place: one.bins.symbols_of(one.numbers) for place, one in coded.items()}
     tracks = {
-        place: _track(taken[place][0], len(one.bins), one.valid) for place, one in coded.items() if not one.is_vector
+        place: _track(taken[place][0], len(one.bins), one.numbers, one.valid)
+        for place, one in coded.items()
+        if not one.is_vector
     }
     order, parents = choose_parents(tracks)
     order += [place for place in coded if place not in tracks]
     tables = bytearray()
     parts: list[Part] = []
     entries: dict[int, dict[str, Any]] = {}
+    decoded: list[int] = []
     num_bits = 0.0
     for place in order:
         one, (symbols, places) = coded[place], taken[place]
         tables += one.bins.to_bytes()
         if one.pixels is None:
-            chosen = parents.get(place, [])
-            entries[place] = {"parents": [parent.column for parent in chosen]}
-            tables += b"".join(parent.groups.tobytes() for parent in chosen)
-            own, levels = _row_parts(symbols, len(one.bins), *_at_present(context_of(chosen, tracks), one.valid))
+            contexts = RowContexts()
+            if place in tracks:
+                contexts = fit_rows(tracks[place], parents[place], {name: tracks[name] for name in decoded})
+                decoded.append(place)
+            entries[place] = contexts.facts()
+            tables += contexts.to_bytes()
+            table_index = _at_present(contexts.tables_at(tracks), one.valid)
+            own, levels = _row_parts(symbols, len(one.bins), table_index, contexts.num_tables)
         else:
             entries[place] = {"pixels": one.pixels.facts()}
             tables += one.pixels.to_bytes()
@@ -107,25 +116,25 @@ def decode_columns(
             symbols = np.ascontiguousarray(pixels.read(decoder, num_rows, tables_from(levels)).T).reshape(-1)
         else:
             valid = valid_of(entry)
-            parents, position = _parents(entry["parents"], tracks, tables, position)
-            context, num_tables = _at_present(context_of(parents, tracks), valid)
-            levels, position = _levels(tables, position, num_tables, len(bins))
-            symbols = decoder.read(entry["count"], tables_from(levels), context)
-            if not entry.get("shape"):
-                tracks[place] = _track(symbols, len(bins), valid)
+            contexts, position = RowContexts.from_bytes(entry, tracks, tables, position)
+            levels, position = _levels(tables, position, contexts.num_tables, len(bins))
+            table_index = _at_present(contexts.tables_at(tracks), valid)
+            symbols = decoder.read(entry["count"], tables_from(levels), table_index)
         dtype = np.uint8 if "pixels" in entry else np.int64
         numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), dtype)
+        if not entry.get("shape"):
+            tracks[place] = _track(symbols, len(bins), numbers[place], valid_of(entry))
     decoder.finish()
     return numbers
 
 
 def _row_parts(
-    symbols: NDArray[np.uint8], num_symbols: int, context: NDArray[np.int64] | None, num_tables: int
+    symbols: NDArray[np.uint8], num_symbols: int, table_index: NDArray[np.integer[Any]] | None, num_tables: int
 ) -> tuple[list[Part], NDArray[np.uint8]]:
     """The part of a column of one number a row, and the levels (T, S) of its tables."""
-    key = symbols if context is None else context * num_symbols + symbols
+    key = symbols if table_index is None else table_index * np.int64(num_symbols) + symbols
     levels = levels_of(np.bincount(key, minlength=num_tables * num_symbols).reshape(num_tables, num_symbols))
-    return [Part(symbols=symbols, tables=tables_from(levels), table_index=context)], levels
+    return [Part(symbols=symbols, tables=tables_from(levels), table_index=table_index)], levels
 
 
 def _pixel_parts(
@@ -145,30 +154,19 @@ def _levels(content: bytes, position: int, num_tables: int, num_symbols: int) ->
     return np.frombuffer(content, np.uint8, size, position).reshape(num_tables, num_symbols), position + size
 
 
-def _parents(
-    columns: Sequence[int], tracks: Mapping[int, Track], content: bytes, position: int
-) -> tuple[list[Parent], int]:
-    parents = []
-    for column in columns:
-        size = tracks[column].num_symbols + 1
-        parents.append(Parent(column=column, groups=np.frombuffer(content, np.uint8, size, position)))
-        position += size
-    return parents, position
+def _at_present(table_index: NDArray[np.integer[Any]] | None, valid: Valid) -> NDArray[np.integer[Any]] | None:
+    """The tables of the rows that are not null."""
+    return table_index if table_index is None or valid is None else table_index[valid]
 
 
-def _at_present(context: tuple[NDArray[np.int64] | None, int], valid: Valid) -> tuple[NDArray[np.int64] | None, int]:
-    """The contexts of the rows that are not null."""
-    table_index, num_tables = context
-    return (table_index if table_index is None or valid is None else table_index[valid]), num_tables
-
-
-def _track(symbols: NDArray[np.uint8], num_symbols: int, valid: Valid) -> Track:
-    """The symbols of a column at every row."""
+def _track(symbols: NDArray[np.uint8], num_symbols: int, numbers: NDArray[np.integer[Any]], valid: Valid) -> Track:
+    """A column at every row."""
+    own, present = symbols.astype(np.int64), numbers.astype(np.int64, copy=False)
     if valid is None:
-        return Track(symbols=symbols.astype(np.int64), num_symbols=num_symbols)
-    everywhere = np.full(len(valid), num_symbols, np.int64)
-    everywhere[valid] = symbols
-    return Track(symbols=everywhere, num_symbols=num_symbols)
+        return Track(symbols=own, num_symbols=num_symbols, numbers=present)
+    everywhere, at_all = np.full(len(valid), num_symbols, np.int64), np.zeros(len(valid), np.int64)
+    everywhere[valid], at_all[valid] = own, present
+    return Track(symbols=everywhere, num_symbols=num_symbols, numbers=at_all)
 
 
 def _bits_of(part: Part) -> float:
