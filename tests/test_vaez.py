@@ -135,6 +135,8 @@ def test_blocks_and_columns_are_read_alone() -> None:
     blob = parvae.compress(rows, block_rows=20)
     found = parvae.decompress(blob, columns=["city", "price"], blocks=[2])
     assert_same_rows(found, {name: rows[name][40:] for name in ("city", "price")})
+    for name in rows:
+        assert_same_rows(parvae.decompress(blob, columns=[name]), {name: rows[name]})
     with pytest.raises(parvae.DataError, match="no column 'town'"):
         parvae.decompress(blob, columns=["town"])
     with pytest.raises(parvae.DataError, match="no block 3"):
@@ -232,7 +234,7 @@ def test_the_verbs_write_read_and_describe(tmp_path: Path) -> None:
     found = pq.read_table(back)
     assert found.drop_columns("x").to_pylist() == table.drop_columns("x").to_pylist()
     assert np.abs(found["x"].to_numpy() - table["x"].to_numpy()).max() <= 0.05
-    assert "x (abs:0.05)" in run.invoke(vae, ["info", str(packed)]).output
+    assert "x: double (abs:0.05)" in run.invoke(vae, ["info", str(packed)]).output
     packed.write_bytes(packed.read_bytes()[:-40])
     failed = run.invoke(vae, ["decompress", str(packed), "-o", str(tmp_path / "no.parquet")])
     assert failed.exit_code == 1

@@ -30,7 +30,7 @@ MAX_SYMBOLS = 256
 MAX_LANES = 8192
 LANE_BITS = 16
 """What a lane costs: its first state says nothing."""
-MAX_LANE_SHARE = 0.006
+MAX_LANE_SHARE = 0.005
 """Of the bits of a stream, what its lanes may cost."""
 _LOWEST_STATE = 1 << 16
 

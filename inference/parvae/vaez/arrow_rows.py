@@ -83,7 +83,8 @@ def batch_of(table: pa.Table) -> Batch:
 
 
 def _head(schema: pa.Schema) -> dict[str, Any]:
-    return {"arrow": base64.b64encode(schema.serialize().to_pybytes()).decode()}
+    types = {field.name: str(field.type) for field in schema}
+    return {"arrow": base64.b64encode(schema.serialize().to_pybytes()).decode(), "types": types}
 
 
 def _from_arrow(column: pa.ChunkedArray) -> ColumnData:

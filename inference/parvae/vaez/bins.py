@@ -117,6 +117,10 @@ class Bins:
         base = int.from_bytes(content[position + 1 : position + 9], "little", signed=True)
         bits = np.frombuffer(content, np.uint8, size, position + 9)
         position += 9 + size
+        gaps = np.frombuffer(content[position : position + size], np.uint8)
+        if len(gaps) == size and int(gaps.max()) < 0x80 and int(bits.max()) <= 48:  # a gap a byte, no overflow
+            widths = np.uint64(1) << bits.astype(np.uint64)
+            return cls(base, np.cumsum(gaps + widths) - widths, bits), position + size
         starts, end = [], 0
         for width in bits.tolist():
             gap, position = read_varint(content, position)

@@ -238,7 +238,7 @@ class _Reader:
     def columns(self, wanted: Sequence[int]) -> dict[int, ColumnData]:
         numbers: dict[int, NDArray[np.integer[Any]]] = {}
         if any("form" in self._facts["columns"][place] for place in wanted):
-            numbers = self._stream()
+            numbers = self._stream(wanted)
         found = {place: self._column(self._facts["columns"][place], numbers.get(place)) for place in wanted}
         for place, column in found.items():
             if len(column) != self._num_rows or column.checksum() != self._facts["columns"][place]["crc"]:
@@ -254,10 +254,11 @@ class _Reader:
     def _unpacked(self, entry: Mapping[str, Any]) -> bytes:
         return unpack(entry["codec"], self._section(entry["section"]), entry["bytes"], item_size=entry["item"])
 
-    def _stream(self) -> dict[int, NDArray[np.integer[Any]]]:
+    def _stream(self, wanted: Sequence[int]) -> dict[int, NDArray[np.integer[Any]]]:
         stream = self._facts["stream"]
         tables, content = self._unpacked(stream["tables"]), self._section(stream["section"])
-        return decode_columns(content, tables, stream["order"], self._facts["columns"], self._num_rows, self._valid)
+        columns = self._facts["columns"]
+        return decode_columns(content, tables, stream["order"], columns, self._num_rows, self._valid, wanted)
 
     def _valid(self, entry: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         if "valid" not in entry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import lzma
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,8 +19,14 @@ from numpy.typing import NDArray
 from parvae.errors import CorruptFileError
 
 MAX_SECTION_BYTES = 1 << 31
-LZMA_SAMPLE_BYTES = 1 << 17
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+SAMPLE_BYTES = 1 << 15
+SAMPLE_MARGIN = 1.3
+"""A whole may be this much smaller than its sample foretells."""
+_CODECS: Mapping[str, Callable[[bytes], bytes]] = {
+    "zlib": lambda content: zlib.compress(content, 6),
+    "lzma": lambda content: lzma.compress(content, lzma.FORMAT_RAW, filters=LZMA_FILTERS),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,30 +139,25 @@ def packed_bits(valid: NDArray[np.bool_] | None) -> bytes:
 def pack(content: bytes, *, item_size: int = 1, effort: int = 1, rival_bytes: float = math.inf) -> tuple[str, bytes]:
     """The smallest of `content` raw, by zlib or by lzma, its bytes in order or sorted by their place in the item.
 
-    lzma is slow: it is left out where a sample of it comes nowhere near `rival_bytes`, the size of another encoding.
+    Where a sample comes nowhere near `rival_bytes`, the size of another encoding, the whole is not tried.
     """
     orders = {"": content}
     if item_size > 1:
         orders["shuffled "] = shuffled(content, item_size)
     best = ("raw", content)
     for order, arranged in orders.items():
-        found = {"zlib": zlib.compress(arranged, 6)}
-        if (effort > 1 or len(content) <= 1 << 16) and _lzma_bytes(arranged) < 1.2 * rival_bytes:
-            found["lzma"] = lzma.compress(arranged, lzma.FORMAT_RAW, filters=LZMA_FILTERS)
-        for codec, stored in found.items():
+        for codec, compressed in _CODECS.items():
+            if codec == "lzma" and effort < 2 and len(content) > 1 << 16:
+                continue
+            if len(content) > 2 * SAMPLE_BYTES and math.isfinite(rival_bytes):
+                middle = (len(content) - SAMPLE_BYTES) // 2
+                sample = compressed(arranged[middle : middle + SAMPLE_BYTES])
+                if len(sample) / SAMPLE_BYTES * len(content) > SAMPLE_MARGIN * rival_bytes:
+                    continue
+            stored = compressed(arranged)
             if len(stored) < len(best[1]):
                 best = (order + codec, stored)
     return best
-
-
-def _lzma_bytes(content: bytes) -> float:
-    """About what lzma makes of it, from a sample; 0 for what is small."""
-    if len(content) <= 2 * LZMA_SAMPLE_BYTES:
-        return 0.0
-    middle = (len(content) - LZMA_SAMPLE_BYTES) // 2
-    sample = content[middle : middle + LZMA_SAMPLE_BYTES]
-    packed = lzma.compress(sample, lzma.FORMAT_RAW, filters=LZMA_FILTERS)
-    return len(packed) / len(sample) * len(content)
 
 
 def unpack(codec: str, stored: bytes, num_bytes: int, *, item_size: int = 1) -> bytes:

@@ -96,11 +96,16 @@ def describe(file: str) -> dict[str, Any]:
 
     with Path(file).open("rb") as source:
         reader = Reader(source)
+        types = reader.head.get("types") or reader.head.get("numpy", {})
+        columns = [
+            (column["name"], types.get(column["name"], "?"), column["bound"]) for column in reader.head["columns"]
+        ]
         return {
+            "format": reader.major,
             "rows": reader.num_rows,
             "blocks": len(reader.blocks),
             "bytes": reader.num_bytes,
-            "columns": ", ".join(f"{column['name']} ({column['bound']})" for column in reader.head["columns"]),
+            "columns": ", ".join(f"{name}: {kind} ({bound})" for name, kind, bound in columns),
         }
 
 

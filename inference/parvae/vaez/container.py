@@ -76,7 +76,7 @@ class Reader:
     def __init__(self, source: BinaryIO, *, salvage: bool = False) -> None:
         self._source = source
         self.num_bytes = source.seek(0, 2)
-        self._check_header(self._read(0, _HEADER.size))
+        self.major = self._check_header(self._read(0, _HEADER.size))
         self.head, first = self._record(b"HEAD", _HEADER.size)
         try:
             self.blocks = self._listed(first)
@@ -98,7 +98,7 @@ class Reader:
             raise CorruptFileError(f"block {index} stands where block {number} should; the file is damaged")
         return columns
 
-    def _check_header(self, header: bytes) -> None:
+    def _check_header(self, header: bytes) -> int:
         if header[:8] != MAGIC:
             raise CorruptFileError("this is no .vaez file, or its first bytes are damaged; give one from vae compress")
         if len(header) < _HEADER.size or zlib.crc32(header[:-4]) != _HEADER.unpack(header)[-1]:
@@ -113,6 +113,7 @@ class Reader:
             raise WrongModelError(
                 f"the .vaez file needs model {model.hex()[:12]}, which this version cannot use; upgrade"
             )
+        return int(major)
 
     def _record(self, tag: bytes, offset: int) -> tuple[dict[str, Any], int]:
         start = self._read(offset, _RECORD.size)

@@ -19,7 +19,7 @@ from parvae.vaez.parents import Symbol, Track, context_of
 MAX_TABLES = 512
 MAX_CANDIDATES = 64
 """A column looks for its parents among this many columns before it."""
-SAMPLE_ROWS = 1 << 16
+SAMPLE_ROWS = 1 << 14
 MAX_JOINT_CELLS = 1 << 22
 
 

@@ -23,7 +23,7 @@ from parvae.vaez.clusters import groups_of
 GROUPINGS = (256, 32, 12, 5, 2)
 """How many groups the symbols of a parent may be joined into."""
 MAX_SUMMED = 8
-SAMPLE_ROWS = 8192
+SAMPLE_ROWS = 4096
 MIN_GAIN = 0.01
 """Of the variance that is left, what one more column must explain."""
 PRECISION = 64.0
@@ -145,33 +145,35 @@ def fit_forecast(child: Track, tracks: Mapping[int, Track]) -> Forecast | None:
     columns = list(tracks)
     x = np.stack([tracks[column].numbers[rows] for column in columns], axis=1).astype(np.float64)
     y = child.numbers[rows].astype(np.float64)
-    x, y = x - x.mean(axis=0), y - y.mean()
-    spread = x.std(axis=0)
+    spread, reach = x.std(axis=0), float(y.std())
+    usable = spread > 0
+    if not reach or not usable.any():
+        return None
+    x = np.where(usable, (x - x.mean(axis=0)) / np.where(usable, spread, 1.0), 0.0)
+    y = (y - y.mean()) / reach
+    covariance, correlation = x.T @ x / len(rows), x.T @ y / len(rows)
     chosen: list[int] = []
-    left, solution = y, np.zeros(0)
+    solution = np.zeros(0)
+    left = 1.0
     while len(chosen) < MAX_SUMMED:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            explained = np.nan_to_num(np.abs(x.T @ left) / spread, nan=0.0, posinf=0.0)
+        explained = np.abs(correlation - covariance[:, chosen] @ solution)
         explained[chosen] = 0.0
-        place = int(explained.argmax())
-        if not explained[place] > 0:
-            break
-        tried = [*chosen, place]
-        weights = np.linalg.lstsq(x[:, tried], y, rcond=1e-9)[0]
-        still = y - x[:, tried] @ weights
-        if float(still @ still) > (1 - MIN_GAIN) * float(left @ left):
+        tried = [*chosen, int(explained.argmax())]
+        weights = np.linalg.lstsq(covariance[np.ix_(tried, tried)], correlation[tried], rcond=1e-9)[0]
+        still = 1.0 - float(weights @ correlation[tried])
+        if not explained.any() or still > (1 - MIN_GAIN) * left:
             break
         chosen, left, solution = tried, still, weights
     if not chosen:
         return None
-    reach = PRECISION * float(spread[chosen].max()) / max(float(y.std()), 1e-300)
-    shift = int(np.clip(np.ceil(np.log2(max(reach, 1.0))), 0, MAX_SHIFT))
-    weights_int = np.rint(solution * 2.0**shift)
-    if not np.abs(weights_int).max() < 2.0**40:
+    widest = PRECISION * float(spread[chosen].max()) / reach
+    shift = int(np.clip(np.ceil(np.log2(max(widest, 1.0))), 0, MAX_SHIFT))
+    whole = np.rint(solution * reach / spread[chosen] * 2.0**shift)
+    if not np.abs(whole).max() < 2.0**40:
         return None
     none: NDArray[Any] = np.zeros(0, np.int64)
     return Forecast(
-        columns=[columns[place] for place in chosen], weights=weights_int.astype(np.int64), shift=shift, edges=none
+        columns=[columns[place] for place in chosen], weights=whole.astype(np.int64), shift=shift, edges=none
     )
 
 

@@ -27,6 +27,7 @@ BESIDE_FORECAST = (4, 8, 16)
 FIRST_NUM_TABLES = 16
 NUM_TABLES = (2, 4, 8, 32, 64, 128, 256)
 MAX_CONTEXTS = 1 << 16
+SAMPLE_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,32 +85,64 @@ class RowContexts:
 
 
 def fit_rows(child: Track, parents: Sequence[Symbol], tracks: Mapping[int, Track]) -> RowContexts:
-    """The contexts that code `child` in the fewest bits, from chosen parents and from a forecast by all `tracks`."""
-    present = child.symbols < child.num_symbols
-    own = child.symbols[present]
+    """The contexts that code `child` in the fewest bits, from chosen parents and from a forecast by all `tracks`.
 
-    def counted(grouped: Sequence[Parent]) -> NDArray[np.int64]:
-        context, num_contexts = context_of(grouped, tracks)
-        key = context[present] * child.num_symbols + own
-        return np.bincount(key, minlength=num_contexts * child.num_symbols).reshape(num_contexts, -1)
+    They are chosen on a sample of the rows and fitted on all.
+    """
+    step = max(1, len(child.symbols) // SAMPLE_ROWS)
+    best, num_tables = _choose(
+        child.every(step), parents, {column: track.every(step) for column, track in tracks.items()}, float(step)
+    )
+    if not num_tables:
+        return best
+    table_of = joined_contexts(_Counts(child, tracks).of(best.parents), num_tables)
+    return RowContexts(parents=best.parents, table_of=table_of)
 
-    def joined(grouped: Sequence[Parent], counts: NDArray[np.int64], num_tables: int) -> tuple[float, RowContexts]:
+
+class _Counts:
+    """How often each symbol of a column comes in each context; the groups of every parent are found once."""
+
+    def __init__(self, child: Track, tracks: Mapping[int, Track]) -> None:
+        self._tracks, self._num_symbols = tracks, child.num_symbols
+        self._present = child.symbols < child.num_symbols
+        self._own = child.symbols[self._present]
+        self._groups: dict[Parent, NDArray[np.int64]] = {}
+
+    def of(self, parents: Sequence[Parent]) -> NDArray[np.int64]:
+        """(C, S)"""
+        key, num_contexts = np.zeros(len(self._own), np.int64), 1
+        for parent in parents:
+            if parent not in self._groups:
+                self._groups[parent] = parent.groups_at(self._tracks)[self._present]
+            key = key * parent.num_groups + self._groups[parent]
+            num_contexts *= parent.num_groups
+        key = key * self._num_symbols + self._own
+        return np.bincount(key, minlength=num_contexts * self._num_symbols).reshape(num_contexts, -1)
+
+
+def _choose(
+    child: Track, parents: Sequence[Symbol], tracks: Mapping[int, Track], scale: float
+) -> tuple[RowContexts, int]:
+    """The contexts that need the fewest bits, and how many tables they are joined into; 0 where they are not joined."""
+    counts_of = _Counts(child, tracks).of
+    found = [(table_bits(child.occurrences()[None, :-1], scale), RowContexts(), 0)]
+
+    def join(grouped: Sequence[Parent], num_tables: int) -> None:
+        counts = counts_of(grouped)
         table_of = joined_contexts(counts, num_tables)
-        num_bits = joined_bits(counts, table_of) + 8.0 * sum(
-            len(one.to_bytes()) for one in grouped if one not in parents
-        )
-        return num_bits, RowContexts(parents=grouped, table_of=table_of)
+        num_bits = joined_bits(counts, table_of, scale) + 8.0 * sum(len(parent.to_bytes()) for parent in grouped)
+        found.append((num_bits, RowContexts(parents=grouped, table_of=table_of), num_tables))
 
-    found = [(table_bits(child.occurrences()[None, :-1], 1.0), RowContexts())]
-    if parents and len(counts := counted(parents)) <= MAX_TABLES:  # a table for each context: the map costs nothing
+    if parents and len(counts := counts_of(parents)) <= MAX_TABLES:  # a table for each context: the map costs nothing
         apart = RowContexts(parents=parents, table_of=np.arange(len(counts), dtype=np.uint8))
-        found.append((table_bits(counts, 1.0), apart))
-    found += [joined(grouped, counted(grouped), FIRST_NUM_TABLES) for grouped in _groupings(child, parents, tracks)]
-    best = min(found, key=lambda entry: entry[0])[1]
-    if len(best.parents) and best.parents is not parents:
-        counts = counted(best.parents)
-        found += [joined(best.parents, counts, num_tables) for num_tables in NUM_TABLES]
-    return min(found, key=lambda entry: entry[0])[1]
+        found.append((table_bits(counts, scale), apart, 0))
+    for grouped in _groupings(child, parents, tracks):
+        join(grouped, FIRST_NUM_TABLES)
+    _, best, num_tables = min(found, key=lambda entry: entry[0])
+    for number in NUM_TABLES if num_tables else ():
+        join(best.parents, number)
+    _, best, num_tables = min(found, key=lambda entry: entry[0])
+    return best, num_tables
 
 
 def _groupings(child: Track, parents: Sequence[Symbol], tracks: Mapping[int, Track]) -> Iterator[Sequence[Parent]]:

@@ -6,7 +6,7 @@ neighbours (`pixels`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -96,13 +96,15 @@ def decode_columns(
     entries: Sequence[Mapping[str, Any]],
     num_rows: int,
     valid_of: Callable[[Mapping[str, Any]], Valid],
+    wanted: Collection[int],
 ) -> dict[int, NDArray[np.integer[Any]]]:
-    """The numbers of every column in `order`.
+    """The numbers of the columns in `order`, up to the last one that is wanted.
 
     Raises CorruptFileError when the stream does not end as it should.
     """
     decoder = Decoder(content)
     position = 0
+    missing = set(wanted).intersection(order)
     numbers: dict[int, NDArray[np.integer[Any]]] = {}
     tracks: dict[int, Track] = {}
     for place in order:
@@ -124,6 +126,8 @@ def decode_columns(
         numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), dtype)
         if not entry.get("shape"):
             tracks[place] = _track(symbols, len(bins), numbers[place], valid_of(entry))
+        if place != order[-1] and numbers.keys() >= missing:
+            return numbers
     decoder.finish()
     return numbers
 
