@@ -258,3 +258,9 @@ def test_overrides_of_roles(text: str, expected: dict[str, str]) -> None:
 def test_an_override_without_a_role_shows_how() -> None:
     with pytest.raises(SettingError, match="--columns age: write name:role"):
         parse_overrides("zip:key,age")
+
+
+def test_an_autoencoder_has_no_importance_weights() -> None:
+    document = {"model": {"kind": "autoencoder"}, "train": {"objective": "iwae"}}
+    with pytest.raises(SettingError, match=r"train\.objective is 'iwae'.*'elbo' where model\.kind is 'autoencoder'"):
+        RunSettings.from_mapping(document)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from builders import architecture, encoded, people_table
@@ -21,6 +22,7 @@ from parvae.errors import DataError
 from parvae.rows import Arrays
 from parvae.schema import Schema
 from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
@@ -56,6 +58,7 @@ def trainer_for(
     deadline_s: float | None = None,
     report: Callable[[Report], None] = lambda report: None,
     save: Callable[[Trainer], None] = lambda trainer: None,
+    log_event: Callable[[dict[str, Any]], None] = lambda event: None,
     **settings: Any,
 ) -> Trainer:
     torch.set_num_threads(1)
@@ -72,6 +75,7 @@ def trainer_for(
         deadline_s=deadline_s,
         report=report,
         save=save,
+        log_event=log_event,
     )
 
 
@@ -496,3 +500,47 @@ def test_averaged_weights_follow_the_decay_of_the_schedule(people: Rows) -> None
         decay = trainer.schedule.ema_decay(step)
         average = decay * average + (1.0 - decay) * weights
     torch.testing.assert_close(trainer.averaged.state_dict()[name], average)
+
+
+def independent_rows() -> Rows:
+    """Columns that tell nothing of one another: the best code is empty."""
+    rng = np.random.default_rng(0)
+    schema, rows = encoded(pa.table({name: rng.normal(size=240) for name in "abc"}))
+    is_held_out = np.arange(240) >= 200
+    return schema, select(rows, ~is_held_out), select(rows, is_held_out)
+
+
+def test_a_collapse_is_warmed_up_again_once_and_said() -> None:
+    events: list[dict[str, Any]] = []
+    reports: list[tuple[int, float, float]] = []
+    trainer = trainer_for(
+        independent_rows(),
+        total_steps=600,
+        report=lambda entry: reports.append((entry.progress.step, entry.kl_weight, entry.validation.rate_nats)),
+        log_event=events.append,
+        patience=100,
+    )
+    trainer.fit()
+    assert [event["event"] for event in events] == ["collapse"]
+    assert "the code holds 0." in events[0]["message"]
+    repaired_at = trainer.progress.warmup_from
+    warmup_steps = trainer.schedule.warmup_steps
+    weights = {step: weight for step, weight, _ in reports}
+    assert weights[repaired_at] == pytest.approx(1 / warmup_steps)
+    in_repair = [weight for step, weight in weights.items() if repaired_at < step < repaired_at + 2 * warmup_steps]
+    assert in_repair == sorted(in_repair)
+    assert max(in_repair) < 1.0
+    after = [weight for step, weight in weights.items() if step >= repaired_at + 2 * warmup_steps]
+    assert set(after) == {1.0}
+    # What is kept is no worse for it: an (almost) empty code was right.
+    assert trainer.best_evaluation is not None
+    assert trainer.best_evaluation.rate_nats < MIN_RATE_NATS
+
+
+def test_a_code_that_holds_something_is_left_alone(people: Rows) -> None:
+    events: list[dict[str, Any]] = []
+    trainer = trainer_for(people, total_steps=600, log_event=events.append)
+    trainer.fit()
+    assert trainer.best_evaluation is not None
+    assert trainer.best_evaluation.rate_nats > 1.0
+    assert events == []

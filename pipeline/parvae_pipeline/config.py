@@ -154,6 +154,10 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        fits = self.model.kind == "vae" or self.train.objective == "elbo"
+        _require(fits, "train.objective", self.train.objective, "'elbo' where model.kind is 'autoencoder'")
+
     def to_toml(self) -> str:
         """The settings as TOML; settings that are None are left out."""
         return tomli_w.dumps(_without_none(dataclasses.asdict(self)))

@@ -161,6 +161,7 @@ def train(
         deadline_s=_deadline(settings.train, started_s),
         report=log_and_report,
         save=save,
+        log_event=lambda event: log_event(event) if world.is_first else None,
         world=world,
         device=device,
     )
@@ -347,7 +348,7 @@ def _record(entry: Report) -> dict[str, object]:
         "elapsed_s": round(progress.elapsed_s, 3),
         "total_steps": progress.total_steps,
         "learning_rate": entry.schedule.learning_rate(progress.step) * progress.rate_factor,
-        "kl_weight": entry.schedule.kl_weight(progress.step),
+        "kl_weight": entry.kl_weight,
         "train_nats": entry.train_nats,
         "validation_nats": validation.negative_elbo_nats,
         "rate_nats": validation.rate_nats,

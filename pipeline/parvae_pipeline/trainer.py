@@ -24,6 +24,7 @@ from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
+from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
@@ -42,6 +43,10 @@ MIN_NORMS = 20
 MAX_SKIPS_IN_A_ROW = 50
 MAX_ROLLBACKS = 3
 IWAE_SAMPLES = 8
+REPAIR_WARMUPS = 2
+"""Length of the second warm-up after a collapse, in those of the first."""
+REPAIR_FREE_BITS_NATS = 0.1
+"""Rate of every latent dimension that costs nothing while it lasts (Kingma et al. 2016)."""
 FIRST_TIMING_STEP = 3
 """After it the length of the schedule is fitted to the time, and then again at growing distances. It is early because
 rate and KL weight follow the length: a late change would be a jump."""
@@ -64,6 +69,9 @@ class Progress:
     num_skipped: int = 0
     skips_in_a_row: int = 0
     num_rollbacks: int = 0
+    num_repairs: int = 0
+    warmup_from: int = 0
+    """Step that the KL warm-up counts from: where a collapse was repaired, or 0."""
     rate_factor: float = 1.0
     norms: list[float] = field(default_factory=list)
     finished: bool = False
@@ -75,6 +83,7 @@ class Report:
 
     progress: Progress
     schedule: Schedule
+    kl_weight: float
     train_nats: float
     """Mean negative ELBO of the batches since the last report, at their KL weight."""
     rows_per_s: float
@@ -98,10 +107,12 @@ class Trainer:
         deadline_s: float | None,
         report: Callable[[Report], None],
         save: Callable[[Trainer], None],
+        log_event: Callable[[dict[str, Any]], None] = lambda event: None,
         world: World = ALONE,
         device: torch.device = CPU,
     ) -> None:
-        """`deadline_s` (time.monotonic) is when training must be over; `save` is called when a checkpoint is due."""
+        """`deadline_s` (time.monotonic) is when training must be over; `save` is called when a checkpoint is due, and
+        `log_event` with every repair."""
         self.model, self.reader, self.held_out, self.device = model.to(device), reader, held_out, device
         self.settings, self.schedule = settings, schedule
         self.averaged = copy.deepcopy(model).requires_grad_(False)
@@ -117,7 +128,7 @@ class Trainer:
         self.progress = Progress(total_steps=schedule.total_steps, next_evaluation=schedule.evaluation_steps)
         self._max_steps = schedule.total_steps
         self._deadline_s = deadline_s
-        self._report, self._save = report, save
+        self._report, self._save, self._log_event = report, save, log_event
         self._world = world
         self._evaluation_s: float | None = None
         """Time that the last evaluation took."""
@@ -199,8 +210,9 @@ class Trainer:
         ).to(self.device, non_blocking=True)
         corruption = None if corruptor is None else draw_corruption(noise[0, :, num_codes:])
         # A tensor: torch.compile would compile anew for every other number.
-        kl_weight = torch.tensor(schedule.kl_weight(progress.step), device=self.device)
-        loss = self._loss(batch, noise[:, :, :num_codes], kl_weight, corruption)
+        kl_weight = torch.tensor(self.kl_weight, device=self.device)
+        free_bits_nats = max(self.settings.free_bits_nats, self._repair_free_bits_nats)
+        loss = self._loss(batch, noise[:, :, :num_codes], kl_weight, free_bits_nats, corruption)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._world.average_gradients(self._parameters)
@@ -213,7 +225,12 @@ class Trainer:
         return [loss.detach()]
 
     def _objective(
-        self, batch: dict[str, Tensor], noise: Tensor, kl_weight: Tensor, corruption: Corruption | None
+        self,
+        batch: dict[str, Tensor],
+        noise: Tensor,
+        kl_weight: Tensor,
+        free_bits_nats: float,
+        corruption: Corruption | None,
     ) -> Tensor:
         # The code of a corrupted row must explain the clean one: the bound of Im et al. 2017.
         rows = OBJECTIVES[self.settings.objective](
@@ -222,9 +239,26 @@ class Trainer:
             self.model.posterior(batch, corruption),
             noise,
             kl_weight=kl_weight,
-            free_bits_nats=self.settings.free_bits_nats,
+            free_bits_nats=free_bits_nats,
         )
         return trimmed_mean(rows) if self.settings.contaminated else rows.mean()
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the KL term in the next step."""
+        steps = self.progress.step - self.progress.warmup_from
+        return self.schedule.kl_weight(steps // REPAIR_WARMUPS if self.progress.num_repairs else steps)
+
+    @property
+    def _warmup_end(self) -> int:
+        """Step from which on the objective no longer moves."""
+        progress = self.progress
+        return progress.warmup_from + self.schedule.warmup_steps * (REPAIR_WARMUPS if progress.num_repairs else 1)
+
+    @property
+    def _repair_free_bits_nats(self) -> float:
+        in_repair = self.progress.num_repairs > 0 and self.progress.step < self._warmup_end
+        return REPAIR_FREE_BITS_NATS if in_repair else 0.0
 
     def _clip_or_skip(self) -> bool:
         """Clip the gradient at 3 times the median of recent norms; False when it is beyond 100 times or not finite."""
@@ -261,24 +295,61 @@ class Trainer:
         progress.rate_factor *= 0.5
         progress.skips_in_a_row = 0
         progress.norms = []
+        self._log_event(
+            {
+                "event": "rollback",
+                "message": f"repair: {MAX_SKIPS_IN_A_ROW} steps in a row had no usable gradient; went back to the "
+                f"averaged weights, with {progress.rate_factor:g} of the learning rate",
+            }
+        )
+
+    def _has_collapsed(self, validation: Evaluation) -> bool:
+        """Whether the code holds nothing after the warm-up, for the first time, with the steps left to repair it."""
+        progress = self.progress
+        second_end = progress.step + REPAIR_WARMUPS * self.schedule.warmup_steps
+        return (
+            validation.rate_nats < MIN_RATE_NATS
+            and progress.step >= self._warmup_end
+            and progress.num_repairs == 0
+            and second_end < progress.total_steps
+            and self.settings.objective == "elbo"
+            and self.model.architecture.kind == "vae"
+        )
+
+    def _repair_collapse(self, rate_nats: float) -> None:
+        """Warm up once more, slower and with free bits. Weights with a worse ELBO are not kept, so it can only help:
+        where columns tell nothing of one another, an empty code is right."""
+        self.progress.num_repairs += 1
+        self.progress.warmup_from = self.progress.step
+        self.progress.evaluations_since_best = 0
+        self._log_event(
+            {
+                "event": "collapse",
+                "message": f"repair: the code holds {rate_nats:.2f} nats after the warm-up; warming up again, "
+                f"{REPAIR_WARMUPS} times as long and with {REPAIR_FREE_BITS_NATS:g} free nats a dimension",
+            }
+        )
 
     def _evaluate(self, train_nats: float, *, rows_per_s: float, data_wait_share: float) -> None:
         progress = self.progress
         validation = evaluate(self.averaged, self.held_out, world=self._world)
         is_best = validation.negative_elbo_nats < progress.best_nats
-        if progress.step >= self.schedule.warmup_steps:
+        if progress.step >= self._warmup_end:
             # Patience counts only once the objective no longer moves.
             progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
             progress.best_nats = validation.negative_elbo_nats
             self.best = copy.deepcopy(self.averaged.state_dict())
             self.best_evaluation = validation
+        if self._has_collapsed(validation):
+            self._repair_collapse(validation.rate_nats)
         if progress.evaluations_since_best >= self.settings.patience:
             progress.finished = True
         self._report(
             Report(
                 progress=progress,
                 schedule=self.schedule,
+                kl_weight=self.kl_weight,
                 train_nats=train_nats,
                 rows_per_s=rows_per_s,
                 data_wait_share=data_wait_share,
