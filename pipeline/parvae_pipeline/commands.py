@@ -154,11 +154,13 @@ def _print_plan(plan: Plan) -> None:
     )
     click.echo()
     resumed = f", resumed at step {plan.resumed_at_step:,}" if plan.resumed_at_step else ""
+    architecture = plan.architecture
+    maps = f" of {architecture.channels} feature maps" if architecture.network == "image" else ""
     reading = "streamed every epoch" if plan.is_streamed else "decoded once into memory"
     click.echo(
         f"{plan.num_training_rows:,} rows to train on ({reading}) and {plan.num_held_out_rows:,} held out, "
-        f"from {plan.num_files} files; {plan.architecture.network} network, {plan.num_weights:,} weights, "
-        f"latent size {plan.architecture.latent_size}, batch size {plan.batch_size}{resumed}"
+        f"from {plan.num_files} files; {architecture.network} network{maps}, {plan.num_weights:,} weights, "
+        f"latent size {architecture.latent_size}, batch size {plan.batch_size}{resumed}"
     )
     ignored = [column for column in plan.schema if column.role.value == "ignored" and "--columns" not in column.reason]
     for column in ignored:
