@@ -128,7 +128,7 @@ def reconstruct(model: str, data: Sequence[str], output: Place, threads: int, as
 @click.option("-n", "--num-rows", default=1000, show_default=True, type=click.IntRange(min=0), help="Rows to draw.")
 @click.option("-o", "--output", required=True, type=PlaceType(), help="A .parquet file.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same rows.")
-@click.option("--pixel-noise", is_flag=True, help="Draw every pixel of images instead of the expected image.")
+@click.option("--pixel-noise", is_flag=True, help="Draw every pixel of images instead of taking its median.")
 @threads_option
 @json_option
 def sample(model: str, num_rows: int, output: Place, seed: int, pixel_noise: bool, threads: int, as_json: bool) -> None:

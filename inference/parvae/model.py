@@ -154,7 +154,7 @@ class VAE:
     def sample(self, num_rows: int, *, seed: int = 0, pixel_noise: bool = False) -> Arrays:
         """Rows drawn from the model, as arrays by column name; the same seed gives the same rows on every machine.
 
-        Images come as the expected image unless `pixel_noise` asks for a draw of every pixel; all other columns are
+        Images come with every pixel at its median unless `pixel_noise` asks for a draw of each; all other columns are
         drawn. Keys and labels are no part of the model and so not of the sample.
 
         Raises SettingError when `num_rows` is negative or the seed no whole number from 0 to 2**64 - 1.

@@ -328,7 +328,7 @@ def _sampled(model: VariationalAutoencoder, num_rows: int, *, seed: int) -> Arra
     z_noise = torch.randn(num_rows, model.prior.num_noise, generator=generator)
     noise = torch.randn(num_rows, model.num_noise, generator=generator)
     first = 0
-    for block in model.column_blocks:  # the expected image, not noise on every pixel
+    for block in model.column_blocks:  # the median of every pixel, not noise on it
         if images_of(block.columns[0].facts, np.zeros((1, block.num_values), np.uint8)) is not None:
             noise[:, first : first + block.num_noise] = 0.0
         first += block.num_noise
