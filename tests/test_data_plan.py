@@ -14,6 +14,7 @@ from builders import numbered_files, people_table, quick_settings, write_parquet
 
 from parvae.errors import DataError
 from parvae.files import DataFile, find_files
+from parvae.storage import place_of, write_whole
 from parvae_pipeline import scan as scan_module
 from parvae_pipeline.config import DataSettings
 from parvae_pipeline.data_plan import DataPlan, KeptPlan, plan_data
@@ -85,6 +86,15 @@ def test_a_file_that_changed_is_read_again_and_no_other(planner: Planner, tmp_pa
     again = planner(str(tmp_path / "data"))
     assert (planner.read, planner.num_scans) == (["0001.parquet"], 1)
     assert_same(again, Planner(tmp_path / "data")(str(tmp_path / "data")))
+
+
+def test_files_that_do_not_tell_when_they_changed_are_read_again(planner: Planner, tmp_path: Path) -> None:
+    (path,) = numbered_files(tmp_path, [[30]])
+    write_whole(place_of("memory://undated/data.parquet"), Path(path).read_bytes())
+    first = planner("memory://undated/data.parquet")
+    assert [file.modified_ns for file in first.units.files] == [0]
+    assert_same(planner("memory://undated/data.parquet"), first)
+    assert (planner.read, planner.num_scans) == (["data.parquet"], 1)
 
 
 def test_files_may_come_and_go(planner: Planner, tmp_path: Path) -> None:

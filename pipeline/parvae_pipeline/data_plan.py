@@ -27,7 +27,7 @@ from parvae_pipeline.units import Footer, Units, read_footers, units_of
 
 SCHEMA_KEY, SCHEMA_OF_KEY = b"parvae.schema", b"parvae.schema_of"
 Fingerprint = tuple[str, int, int]
-"""Path, size in bytes, time of change in nanoseconds."""
+"""Path, size in bytes, time of change in nanoseconds; 0 where a filesystem does not tell the time, and all is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,14 @@ def plan_data(
     files = find_files(data.paths)
     prints: list[Fingerprint] = [(file.path, file.num_bytes, file.modified_ns) for file in files]
     missing = [file for file, known_as in zip(files, prints, strict=True) if known_as not in kept.footers]
+    is_dated = all(modified_ns for _, _, modified_ns in prints)
     found = iter(read(missing))
     schemas = _Schemas()
     footers = (kept.footers[known_as] if known_as in kept.footers else next(found) for known_as in prints)
     units = units_of(files, map(schemas.shared, footers))
     roles_follow_from = [prints, sorted(data.columns.items()), data.label, with_shapes]
     schema_of = hashlib.sha256(json.dumps(roles_follow_from).encode()).hexdigest()
-    if kept.schema is not None and kept.schema_of == schema_of:
+    if kept.schema is not None and kept.schema_of == schema_of and is_dated:
         return DataPlan(units=units, schema=kept.schema, to_keep=None)
     schema = infer_schema(scan(units), overrides=data.columns, label=data.label, with_shapes=with_shapes)
     metadata = {SCHEMA_KEY: json.dumps(schema.to_json()), SCHEMA_OF_KEY: schema_of}
@@ -148,4 +149,5 @@ def _footers_in(table: pa.Table) -> dict[Fingerprint, Footer]:
         for known_as, index, first, last in zip(
             prints, columns["schema"].indices.to_pylist(), edges, edges[1:], strict=False
         )
+        if known_as[2]
     }
