@@ -76,6 +76,22 @@ def test_parts_may_lie_in_a_bucket(source: str, tmp_path: Path, transform: Trans
     assert not any(part.place.exists() for part in parts)
 
 
+def test_empty_row_groups_make_no_part(tmp_path: Path, mixed_table: pa.Table, transform: Transform) -> None:
+    with pq.ParquetWriter(tmp_path / "in.parquet", mixed_table.schema) as writer:
+        for first, size in ((0, 0), (0, 200), (200, 0), (200, 200), (0, 0)):
+            writer.write_table(mixed_table.slice(first, size))
+    whole, shared = (task_of(str(tmp_path / "in.parquet"), tmp_path / f"{name}.parquet") for name in ("a", "b"))
+    assert attempt(whole, transform, stamp=STAMP).num_rows == 400
+    parts = in_parts(shared, 100)
+    assert [part.num_rows for part in parts] == [200, 200]
+    for part in parts:
+        attempt_part(part, transform, stamp=STAMP)
+    join(shared, parts, stamp=STAMP)
+    assert shared.output.read_bytes() == whole.output.read_bytes()
+    pq.write_table(mixed_table.slice(0, 0), tmp_path / "empty.parquet")
+    assert in_parts(task_of(str(tmp_path / "empty.parquet"), tmp_path / "c.parquet"), 100) == []
+
+
 def test_a_finished_part_is_kept_while_model_and_input_are_the_same(
     source: str, tmp_path: Path, transform: Transform
 ) -> None:

@@ -51,9 +51,12 @@ def parts_of(task: Task, *, part_bytes: int) -> list[Part]:
     try:
         with task.file.open() as parquet:
             groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
-            num_bytes, num_rows = np.array([(group.total_byte_size, group.num_rows) for group in groups]).T
+            sizes = [(group.total_byte_size, group.num_rows) for group in groups]
+            num_bytes, num_rows = np.array(sizes, np.int64).reshape(-1, 2).T
     except DataError:
         return []  # whoever reads it whole says what is wrong with it
+    if not num_rows.sum():
+        return []
     # Row groups tell their size before compression alone.
     part_size = num_bytes.sum() / (task.file.num_bytes / part_bytes)
     part_of_group = (np.cumsum(num_bytes) - num_bytes) // part_size
@@ -63,6 +66,7 @@ def parts_of(task: Task, *, part_bytes: int) -> list[Part]:
     return [
         Part(task=task, first_group=first, last_group=last, num_rows=int(num_rows[first:last].sum()))
         for first, last in pairwise(edges)
+        if num_rows[first:last].any()
     ]
 
 
@@ -80,7 +84,8 @@ def join(task: Task, parts: Sequence[Part], *, stamp: Mapping[str, str]) -> Outc
     Raises OutputError when it cannot be written.
     """
     outcome = attempted(task, lambda: write_output(task, _results_of(parts), stamp=stamp))
-    remove_parts([task])
+    for part in parts:
+        part.place.unlink(missing_ok=True)
     return outcome
 
 
@@ -106,7 +111,7 @@ def _process(part: Part, transform: Transform, *, stamp: Mapping[str, str], thre
     wanted = _stamp_of(part, stamp)
     if part.place.is_file():
         with contextlib.suppress(pa.ArrowException), _opened(part) as reader:
-            if reader.schema.metadata.get(PART_KEY) == wanted:
+            if (reader.schema.metadata or {}).get(PART_KEY) == wanted:
                 return done
     file = part.task.file
     file.require_unchanged()
