@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import lzma
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import parvae
+from parvae.cli import vae
 from parvae.errors import CorruptFileError
+from parvae.vaez import rows
 from parvae.vaez.clusters import groups_of, joined_contexts
+from parvae.vaez.container import Reader
 from parvae.vaez.pixel_fit import NEIGHBOURS, shape_of
 from parvae.vaez.pixels import PixelContexts
 from parvae.vaez.prediction import differences_of, images_from
@@ -124,3 +131,17 @@ def test_contexts_that_foretell_the_same_share_a_table() -> None:
     joined = joined_contexts(rng.poisson(kinds[which]), 3)
     assert [len(set(joined[which == kind])) for kind in range(3)] == [1, 1, 1]
     assert len(set(joined)) == 3
+
+
+def test_blocks_of_images_hold_a_bounded_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 1 << 14)
+    images = blobs(100).reshape(100, 400)
+    kinds: list[pa.DataType] = [pa.list_(pa.uint8(), 400), pa.binary(400)]
+    table = pa.table({"list": pa.array(images.tolist(), kinds[0]), "raw": pa.array(map(bytes, images), kinds[1])})
+    source, packed = tmp_path / "in.parquet", tmp_path / "x.vaez"
+    pq.write_table(table, source)
+    done = CliRunner().invoke(vae, ["compress", str(source), "-o", str(packed), "--verify"])
+    assert done.exit_code == 0, done.output
+    assert len(Reader(io.BytesIO(packed.read_bytes())).blocks) == 5
+    assert parvae.decompress(packed.read_bytes()).equals(table)
+    assert len(Reader(io.BytesIO(parvae.compress(table))).blocks) == 5

@@ -14,7 +14,7 @@ from parvae.arrow import as_table
 from parvae.errors import DataError
 from parvae.files import DataFile
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, ordered_texts
-from parvae.vaez.rows import BLOCK_ROWS, Batch, compress_to
+from parvae.vaez.rows import Batch, compress_to, rows_of_a_block
 
 MIN_PIXELS = 16
 _STORED_AS = {32: pa.int32(), 64: pa.int64()}
@@ -25,6 +25,7 @@ def compress_table(
 ) -> dict[str, int]:
     """Compress a table or dataframe."""
     table = as_table(rows)
+    block_rows = rows_of_a_block(table.nbytes / max(1, table.num_rows), block_rows)
     starts = range(0, max(1, table.num_rows), block_rows)
     return compress_to(
         sink,
@@ -48,13 +49,30 @@ def compress_files(
             with file.open() as parquet:
                 if not parquet.schema_arrow.equals(schema):
                     raise DataError(f"{file.path} has other columns than {files[0].path}; compress them apart")
-                for batch in parquet.iter_batches(batch_size=BLOCK_ROWS):
-                    num_batches += 1
-                    yield batch_of(pa.Table.from_batches([batch]))
+            for batch in file_batches(file):
+                num_batches += 1
+                yield batch
         if not num_batches:
             yield batch_of(schema.empty_table())
 
     return compress_to(sink, batches, _head(schema), bounds=bounds, effort=effort)
+
+
+def file_batches(file: DataFile) -> Iterator[Batch]:
+    """The rows of a Parquet file, as many at a time as make a block."""
+    with file.open() as parquet:
+        groups = [parquet.metadata.row_group(place) for place in range(parquet.metadata.num_row_groups)]
+        row_bytes = sum(group.total_byte_size for group in groups) / max(1, parquet.metadata.num_rows)
+        row_bytes = max(row_bytes, sum(_width(field.type) for field in parquet.schema_arrow))
+        for batch in parquet.iter_batches(batch_size=rows_of_a_block(row_bytes)):
+            yield batch_of(pa.Table.from_batches([batch]))
+
+
+def _width(kind: pa.DataType) -> float:
+    """Bytes of a value, where all have the same."""
+    if pa.types.is_fixed_size_list(kind):
+        return float(kind.list_size) * _width(kind.value_type)
+    return kind.bit_width / 8 if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) else 0.0
 
 
 def table_from(head: Mapping[str, Any], batches: Iterable[Batch], columns: Sequence[str] | None) -> pa.Table:

@@ -20,7 +20,7 @@ MAX_TABLES = 256
 ROUNDS = 8
 PRIOR_COUNT = 4.0
 """Symbols of the common distribution that every table has beside its own while contexts look for their table."""
-MAP_BITS = 4.0
+MAP_BITS = 6.0
 """About what the table number of a context that occurs costs."""
 CELL_COST_BITS = 5.0
 """About what a cell that is not zero costs in the stored tables; a zero costs a tenth."""

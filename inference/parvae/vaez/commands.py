@@ -118,25 +118,19 @@ def _bound(text: str) -> tuple[str, str]:
 
 def _verify(path: Path, files: Sequence[Any]) -> bool:
     """Whether every value of the file is what its bound promises of DATA; anything else is an error."""
-    import pyarrow as pa
-
-    from parvae.vaez.arrow_rows import batch_of
+    from parvae.vaez.arrow_rows import file_batches
     from parvae.vaez.block import keeps
     from parvae.vaez.bounds import Bound
     from parvae.vaez.container import Reader
-    from parvae.vaez.rows import BLOCK_ROWS, read_batches
+    from parvae.vaez.rows import read_batches
 
     with path.open("rb") as source:
         reader = Reader(source)
         bounds = {column["name"]: Bound.parse(column["bound"]) for column in reader.head["columns"]}
         again = read_batches(reader)
-        for file in files:
-            with file.open() as parquet:
-                for batch in parquet.iter_batches(batch_size=BLOCK_ROWS):
-                    wanted, found = batch_of(pa.Table.from_batches([batch])), next(again)
-                    for name, bound in bounds.items():
-                        if not keeps(wanted[name], found[name], bound):
-                            raise CorruptFileError(
-                                f"column {name!r} does not come back as promised; nothing was written"
-                            )
+        for wanted in (batch for file in files for batch in file_batches(file)):
+            found = next(again)
+            for name, bound in bounds.items():
+                if not keeps(wanted[name], found[name], bound):
+                    raise CorruptFileError(f"column {name!r} does not come back as promised; nothing was written")
     return True

@@ -99,25 +99,15 @@ class PixelContexts:
 
     def read(self, decoder: Decoder, num_images: int, tables: Tables) -> NDArray[np.uint8]:
         """(d, n) the symbols of all images."""
-        num_elements = prod(self.shape)
-        # For every neighbour the share of the context that each decoded element will have as that neighbour.
-        strides = _strides(self.groups)
-        shares = [
-            np.full((num_elements + 1, num_images), groups[0] * stride, np.uint16)
-            for groups, stride in zip(self.groups, strides, strict=True)
-        ]
-        lookups = [(groups * stride).astype(np.uint16) for groups, stride in zip(self.groups, strides, strict=True)]
-        symbols = np.empty((num_elements, num_images), np.uint8)
+        symbols = np.zeros((prod(self.shape) + 1, num_images), np.uint8)
+        lookups = _lookups(self.groups)
         for places in self.steps:
-            context = shares[0][self.sources[0][places]]
-            for share, source in zip(shares[1:], self.sources[1:], strict=True):
-                context += share[source[places]]
+            context = np.zeros((len(places), num_images), np.uint16)
+            for source, lookup in zip(self.sources, lookups, strict=True):
+                context += lookup.take(symbols[source[places]])
             found = decoder.read(context.size, tables, self.table_of.take(context.reshape(-1)))
-            found = found.reshape(len(places), num_images)
-            symbols[places] = found
-            for share, lookup in zip(shares, lookups, strict=True):
-                share[places] = lookup.take(found)
-        return symbols
+            symbols[places] = found.reshape(context.shape)
+        return symbols[:-1]
 
 
 def padded_symbols(symbols: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
@@ -138,15 +128,15 @@ def contexts_of(
 ) -> NDArray[np.uint16]:
     """(d, n) the context of every element; `symbols` (d + 1, n), the last row 0."""
     context = np.zeros((len(symbols) - 1, symbols.shape[1]), np.uint16)
-    for source, of_symbol, stride in zip(sources, groups, _strides(groups), strict=True):
-        context += (of_symbol * stride).astype(np.uint16)[symbols[source]]
+    for source, lookup in zip(sources, _lookups(groups), strict=True):
+        context += lookup.take(symbols[source])
     return context
 
 
-def _strides(groups: Sequence[NDArray[np.uint8]]) -> list[np.uint16]:
-    """What a group of each neighbour weighs in the number of a context; the last neighbour counts by one."""
+def _lookups(groups: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint16]]:
+    """For every neighbour what each symbol adds to the number of the context; the last neighbour counts by one."""
     sizes = [int(of_symbol.max()) + 1 for of_symbol in groups]
-    return [np.uint16(prod(sizes[place + 1 :])) for place in range(len(sizes))]
+    return [(of_symbol * np.uint16(prod(sizes[place + 1 :]))) for place, of_symbol in enumerate(groups)]
 
 
 def _coordinates(shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

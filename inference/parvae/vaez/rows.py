@@ -201,10 +201,15 @@ def _numbers(values: Any, mask: Any) -> Numbers:
     return Numbers(values=values, valid=~mask)
 
 
+def rows_of_a_block(row_bytes: float, most: int = BLOCK_ROWS) -> int:
+    """How many rows of so many bytes make a block."""
+    return max(1, min(most, int(BLOCK_BYTES / max(1.0, row_bytes))))
+
+
 def _sliced(batch: Batch, block_rows: int) -> Iterator[Batch]:
     num_rows = len(next(iter(batch.values())))
     row_bytes = sum(column.values[:1].nbytes if isinstance(column, Numbers) else 8 for column in batch.values())
-    size = max(1, min(block_rows, BLOCK_BYTES // max(1, row_bytes)))
+    size = rows_of_a_block(row_bytes, block_rows)
     for first in range(0, max(1, num_rows), size):
         yield {name: _slice(column, slice(first, first + size)) for name, column in batch.items()}
 
