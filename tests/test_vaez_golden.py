@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import ROOT
 
 import parvae
@@ -63,3 +64,14 @@ def facts_of(blob: bytes) -> Any:
     start = blob.index(TAG)
     facts_size = HEADER.unpack(blob[start : start + HEADER.size])[2]
     return json.loads(zlib.decompress(blob[start + HEADER.size : start + HEADER.size + facts_size]))
+
+
+def test_sampled_flips_of_files_of_format_2_are_errors() -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "numbers"):
+        blob = (GOLDEN / f"format-2-{name}.vaez").read_bytes()
+        for position in rng.integers(0, len(blob), 80):
+            damaged = bytearray(blob)
+            damaged[position] ^= 1 << int(rng.integers(0, 8))
+            with pytest.raises(parvae.CorruptFileError):
+                parvae.decompress(bytes(damaged))
