@@ -14,7 +14,7 @@ from parvae.vaez.columns import ColumnData, Numbers, Texts, texts_of
 from parvae.vaez.container import Reader, Writer
 
 BLOCK_ROWS = 65_536
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 24
 Batch = dict[str, ColumnData]
 
 
