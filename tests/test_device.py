@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -72,3 +75,28 @@ def test_a_model_with_every_role_makes_no_tensor_on_another_device_than_its_own(
         terms.negative_elbo_nats.mean().backward()  # type: ignore[no-untyped-call]
         assert model.score_terms(raw).kl_nats.device == model.device == META
         assert all(weight.grad is not None and weight.grad.device == META for weight in model.parameters())
+
+
+FAULTS = """
+import resource
+import torch
+from parvae_pipeline.device import keep_freed_memory
+
+def faults_of_steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(5_000_000) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults_of_steps()
+keep_freed_memory()
+faults_of_steps()
+print(before, faults_of_steps())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+def test_memory_that_a_step_frees_is_not_faulted_in_anew() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from parvae.errors import SettingError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 CPU = torch.device("cpu")
 
@@ -20,6 +25,18 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise SettingError("train.device is 'cuda', but torch finds no CUDA device here; take 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, up to 1 GiB.
+
+    By default it goes back to the system and is faulted in anew: 15 % fewer rows/s of an image network on one core.
+    """
+    # Other C libraries have no such call, and no such habit.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest that glibc takes
 
 
 def placed(batches: Iterator[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:

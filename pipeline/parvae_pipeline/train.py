@@ -20,7 +20,7 @@ from parvae.storage import Place, write_whole
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
 from parvae_pipeline.data_plan import KeptPlan, plan_data
-from parvae_pipeline.device import choose_device
+from parvae_pipeline.device import choose_device, keep_freed_memory
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.finish import finish
 from parvae_pipeline.model import Architecture, VariationalAutoencoder
@@ -108,6 +108,7 @@ def train(
     run = RunFolder(folder)
     num_threads = settings.train.threads or num_threads or torch.get_num_threads()
     torch.set_num_threads(num_threads)
+    keep_freed_memory()
     pa.set_cpu_count(num_threads)
     device = device or choose_device(settings.train.device)
 
