@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from mixed_rows import full_rows, repeated
 from numpy.typing import NDArray
 
@@ -426,6 +427,19 @@ def test_eight_threads_over_one_model_give_the_same_bits(mixed_bundle: Path, row
     assert all(result == results[0] for result in results)
 
 
+def test_threads_over_a_denoising_model_give_the_same_bits() -> None:
+    fresh = parvae.load(ROOT / "tests" / "golden" / "format-2.vae")
+    rows = fresh.sample(3_000)
+
+    def work(index: int) -> tuple[bytes, bytes]:
+        scores = fresh.score(rows)
+        return scores.score.tobytes(), scores.blame().tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(16)))
+    assert all(result == results[0] for result in results)
+
+
 def test_a_pickled_model_gives_the_same_bits(vae: VAE, rows: Rows) -> None:
     wanted = vae.score(rows).nats  # its sessions are open when it is pickled
     again = pickle.loads(pickle.dumps(vae))
@@ -456,7 +470,7 @@ def run_script(script: str, *arguments: object, home: Path | None = None) -> str
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_forked_child_gives_the_same_numbers(mixed_bundle: Path, threads: int) -> None:
+def test_four_forked_children_give_the_same_bits(mixed_bundle: Path, threads: int) -> None:
     # In a process of its own: the test process runs the threads of other libraries, which no fork survives.
     script = """
         import multiprocessing, sys, warnings
@@ -472,10 +486,11 @@ def test_a_forked_child_gives_the_same_numbers(mixed_bundle: Path, threads: int)
             send.send_bytes(vae.score(rows).nats.tobytes())
 
         context = multiprocessing.get_context("fork")
-        for _ in range(2):
-            receive, send = context.Pipe(duplex=False)
-            child = context.Process(target=work, args=(send,))
+        pipes = [context.Pipe(duplex=False) for _ in range(4)]
+        children = [context.Process(target=work, args=(send,)) for _, send in pipes]
+        for child in children:
             child.start()
+        for child, (receive, _) in zip(children, pipes):
             assert receive.poll(60), "the child hangs"
             found = np.frombuffer(receive.recv_bytes(), np.float32)
             child.join(30)
