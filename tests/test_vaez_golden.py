@@ -66,12 +66,14 @@ def facts_of(blob: bytes) -> Any:
     return json.loads(zlib.decompress(blob[start + HEADER.size : start + HEADER.size + facts_size]))
 
 
-def test_sampled_flips_of_files_of_format_2_are_errors() -> None:
-    rng = np.random.default_rng(0)
+def test_a_flip_of_any_byte_and_any_cut_of_a_file_of_format_2_is_an_error() -> None:
     for name in ("images", "numbers"):
         blob = (GOLDEN / f"format-2-{name}.vaez").read_bytes()
-        for position in rng.integers(0, len(blob), 80):
+        for position in range(len(blob)):
             damaged = bytearray(blob)
-            damaged[position] ^= 1 << int(rng.integers(0, 8))
+            damaged[position] ^= 1 << position % 8
             with pytest.raises(parvae.CorruptFileError):
                 parvae.decompress(bytes(damaged))
+        for size in range(0, len(blob), 5):
+            with pytest.raises(parvae.CorruptFileError):
+                parvae.decompress(blob[:size])
