@@ -90,7 +90,8 @@ def test_metrics_are_lines_of_json_with_rising_steps(finished: tuple[Path, Resul
     folder, result = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [line for line in lines if "event" not in line]
-    assert [line["event"] for line in lines if "event" in line] == ["prior"]
+    events = [line["event"] for line in lines if "event" in line]
+    assert events in (["prior"], ["collapse", "prior"])  # so short a run may be warmed up again
     steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
     assert steps[-1] == result.num_steps == NUM_STEPS
@@ -103,7 +104,7 @@ def test_the_result_is_that_of_the_best_evaluation(finished: tuple[Path, Result]
     folder, result = finished
     events = [record for record in RunFolder(folder).metrics() if "event" in record]
     best = min(record["validation_nats"] for record in RunFolder(folder).metrics() if "event" not in record)
-    if events[0]["prior"] == "normal":
+    if events[-1]["prior"] == "normal":
         assert result.negative_elbo_nats == best
     else:
         assert result.negative_elbo_nats < best  # a prior fitted after training was better
@@ -315,7 +316,7 @@ def test_data_that_cannot_be_modelled_leave_no_folder(tmp_path: Path) -> None:
 
 def test_the_checkpoint_loads_without_running_code(finished: tuple[Path, Result]) -> None:
     document = torch.load(finished[0] / "ckpt.pt", weights_only=True)
-    assert sorted(document) == ["facts", "parvae_checkpoint", "reservoir", "weights"]
+    assert sorted(document) == ["coreset", "facts", "parvae_checkpoint", "reservoir", "weights"]
     assert set(json.loads(document["facts"])) == {"schema", "architecture", "settings", "metrics", "versions"}
 
 
@@ -323,7 +324,8 @@ def test_a_private_run_keeps_every_row_out_of_the_checkpoint(data: str, tmp_path
     settings = quick_settings(data, data={"reservoir_rows": 0}, max_steps=25)
     train(settings, tmp_path / "run")
     assert read_checkpoint(tmp_path / "run" / "ckpt.pt").reservoir == {}
-    assert torch.load(tmp_path / "run" / "ckpt.pt", weights_only=True)["reservoir"] == {}
+    document = torch.load(tmp_path / "run" / "ckpt.pt", weights_only=True)
+    assert document["reservoir"] == document["coreset"] == {}
 
 
 def test_the_reservoir_is_bounded(data: str, tmp_path: Path) -> None:
