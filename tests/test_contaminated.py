@@ -40,7 +40,10 @@ def test_the_strangest_typical_rows_are_left_out_of_the_coreset() -> None:
     model = VariationalAutoencoder(schema, architecture(denoising=True)).eval()
     rows = torch.randn(500, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows[::10] += 12.0
-    kept = Strangeness(model, {"numeric": rows}, keep_rows=True, contaminated=True).coreset
+    strangeness = Strangeness(model, {"numeric": rows}, keep_rows=True, contaminated=True)
+    assert strangeness.part_names == ("conditional", "residual", "distance")
+    assert strangeness({"numeric": rows[:5]})[1].shape == (5, 3)
+    kept = strangeness.coreset
     assert len(kept) == 400
     assert float(kept.abs().max()) < 6.0
     assert len(Strangeness(model, {"numeric": rows}, keep_rows=True).coreset) == 500

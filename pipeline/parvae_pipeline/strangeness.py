@@ -61,7 +61,9 @@ class Strangeness(nn.Module):
         if contaminated:
             typical = _least_strange(Strangeness(model, typical, keep_rows=False), typical)
         self.model, self.has_coreset = model, keep_rows
-        self.part_names = MODEL_PARTS + (CORESET_PARTS if keep_rows else ())
+        # Anomalies that lie close together are not isolated: known rows are then only a matter of distance.
+        coreset_parts = CORESET_PARTS[:1] if contaminated else CORESET_PARTS
+        self.part_names = MODEL_PARTS + (coreset_parts if keep_rows else ())
         self.register_buffer("groups", hidden_groups(len(model.schema.modelled)))
         with torch.no_grad():
             self._fit(typical)
@@ -112,7 +114,8 @@ class Strangeness(nn.Module):
     def _to_coreset(self, distances: Tensor) -> list[Tensor]:
         log_distances = torch.log(distances)
         relative = _smallest(log_distances - self.log_usual)
-        return [_smallest(distances).mean(dim=1).log(), relative.mean(dim=1)]
+        parts = [_smallest(distances).mean(dim=1).log(), relative.mean(dim=1)]
+        return parts[: len(self.part_names) - len(MODEL_PARTS)]
 
     def _whitened(self, residual: Tensor) -> Tensor:
         return (residual @ self.whitening).square().sum(dim=1)
