@@ -1,4 +1,3 @@
-# ruff: noqa: N803  # X is the name that scikit-learn gives to rows
 """`VAEDetector`: training and scoring behind scikit-learn's interface, with PyOD's attributes beside it."""
 
 from __future__ import annotations
