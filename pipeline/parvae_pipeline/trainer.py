@@ -72,6 +72,8 @@ class Progress:
     num_repairs: int = 0
     warmup_from: int = 0
     """Step that the KL warm-up counts from: where a collapse was repaired, or 0."""
+    last_rate_nats: float = 0.0
+    """Of the last evaluation after the warm-up; 0 before there was one."""
     rate_factor: float = 1.0
     norms: list[float] = field(default_factory=list)
     finished: bool = False
@@ -304,12 +306,19 @@ class Trainer:
         )
 
     def _has_collapsed(self, validation: Evaluation) -> bool:
-        """Whether the code holds nothing after the warm-up, for the first time, with the steps left to repair it."""
+        """Whether the code holds almost nothing after the warm-up, and ever less; with the steps left to repair it.
+
+        A code that holds little but fills is only young.
+        """
         progress = self.progress
+        if progress.step < self._warmup_end:
+            return False
+        is_filling = validation.rate_nats > progress.last_rate_nats
+        progress.last_rate_nats = validation.rate_nats
         second_end = progress.step + REPAIR_WARMUPS * self.schedule.warmup_steps
         return (
             validation.rate_nats < MIN_RATE_NATS
-            and progress.step >= self._warmup_end
+            and not is_filling
             and progress.num_repairs == 0
             and second_end < progress.total_steps
             and self.settings.objective == "elbo"
