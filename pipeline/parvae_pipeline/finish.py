@@ -111,7 +111,8 @@ def choose_prior(
     trained = model.architecture.prior
     candidates: dict[str, Prior] = {trained: model.prior}
     candidates.setdefault("normal", StandardNormal(model.latent_size))
-    candidates["mixture"] = choose_mixture(codes, held_out_codes, seed=seed, allowed_s=mixture_s)
+    if named in ("auto", "mixture"):  # fitting it takes time
+        candidates["mixture"] = choose_mixture(codes, held_out_codes, seed=seed, allowed_s=mixture_s)
     entropy = model.posterior_log_prob(held_out_codes, mean, log_variance)
     rates = {name: entropy - prior.log_prob(held_out_codes) for name, prior in candidates.items()}
     best = min(rates, key=lambda name: float(rates[name].mean()))
