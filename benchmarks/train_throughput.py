@@ -138,6 +138,7 @@ def _work(rank: int, num_workers: int, settings: RunSettings, folder: str) -> No
         seconds = time.perf_counter() - begun_s[0]
         outcome = {"seconds": seconds, "nats": result.negative_elbo_nats}
         (Path(folder) / "outcome.json").write_text(json.dumps(outcome))
+    torch.distributed.barrier()  # a process that leaves while another still talks to it ends it
     torch.distributed.destroy_process_group()
 
 
