@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ray_head import ray_head
+
+if TYPE_CHECKING:
+    from trainers import Rows
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.parquet"
@@ -70,6 +74,14 @@ def mixed_bundle(mixed_run: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_bundle(digits_run: Path) -> Path:
     return export_bundle(digits_run)
+
+
+@pytest.fixture(scope="session")
+def people() -> Rows:
+    """Rows of `trainers.people_rows`. Tests must not change them."""
+    from trainers import people_rows
+
+    return people_rows()
 
 
 def train_small(data: Path, folder: Path, *, label: str | None, max_steps: int, **model: object) -> Path:

@@ -13,7 +13,7 @@ from conftest import export_bundle
 
 import parvae
 from parvae.arrow import without_structs
-from parvae.bulk import Task, process_file, score_transform
+from parvae.bulk import Task, attempt, score_transform
 from parvae.errors import DataError
 from parvae.files import find_files
 from parvae.recalibration import score_files
@@ -67,7 +67,8 @@ def test_nested_rows_score_and_reconstruct_as_flat_ones(runs: tuple[Path, Path],
     files = find_files([write_parquet(tmp_path / "rows.parquet", nested(rows))])
     np.testing.assert_array_equal(score_files(vae, files), expected)
     task = Task(file=files[0], output=tmp_path / "scores.parquet")
-    process_file(task, score_transform(vae, alpha=None), stamp={"parvae.model_id": "m", "parvae.verb": "score"})
+    stamp = {"parvae.model_id": "m", "parvae.verb": "score"}
+    assert attempt(task, score_transform(vae, alpha=None), stamp=stamp).error is None
     assert pq.read_table(tmp_path / "scores.parquet")["score"].to_pylist() == expected.tolist()
 
 

@@ -48,6 +48,7 @@ def together(rank: int, port: int, folder: str) -> None:
         "copied": copied,
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()  # a process that leaves while another still talks to it ends it
     torch.distributed.destroy_process_group()
 
 
@@ -69,8 +70,7 @@ def test_two_processes_take_the_steps_of_one(outcome: Path) -> None:
     short_run(str(outcome), "one", World())
     one, two = (torch_load(outcome / name / "ckpt.pt") for name in ("one", "two"))
     for name, value in one["weights"].items():
-        if name != "score_signs":  # patterns of signs that mean the same tie, and rounding decides
-            torch.testing.assert_close(two["weights"][name], value, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(two["weights"][name], value, rtol=0.0, atol=1e-5)
     nats = [json.loads(found["facts"])["metrics"]["negative_elbo_nats"] for found in (one, two)]
     assert nats[1] == pytest.approx(nats[0], abs=1e-4)
 

@@ -139,14 +139,18 @@ def attempt(
     threads: int = 1,
     discovery_rate: float | None = None,
 ) -> Outcome:
-    """Transform one file; a file that fails is an outcome, for the others must go on.
+    """Transform one file, batch by batch; a file that is damaged, or changes after it was found, is an outcome, for the
+    others must go on.
 
     Raises OutputError when the output cannot be written: then every file would fail.
     """
-    return attempted(
-        task,
-        lambda: process_file(task, transform, stamp=stamp, threads=threads, discovery_rate=discovery_rate),
-    )
+
+    def process() -> Outcome:
+        task.file.require_unchanged()
+        results = transformed(task.file, transform, threads=threads)
+        return write_output(task, results, stamp=stamp, discovery_rate=discovery_rate)
+
+    return attempted(task, process)
 
 
 def attempted(task: Task, action: Callable[[], Outcome]) -> Outcome:
@@ -160,23 +164,6 @@ def attempted(task: Task, action: Callable[[], Outcome]) -> Outcome:
         raise
     except (Error, pa.ArrowException, OSError) as error:
         return Outcome(task=task, num_rows=0, tally=Tally.empty(), error=str(error))
-
-
-def process_file(
-    task: Task,
-    transform: Transform,
-    *,
-    stamp: Mapping[str, str],
-    threads: int = 1,
-    discovery_rate: float | None = None,
-) -> Outcome:
-    """Transform one file, batch by batch.
-
-    Raises DataError when the file is damaged, or changes after it was found.
-    """
-    task.file.require_unchanged()
-    results = transformed(task.file, transform, threads=threads)
-    return write_output(task, results, stamp=stamp, discovery_rate=discovery_rate)
 
 
 def write_output(

@@ -49,6 +49,8 @@ class LikelihoodEstimate:
 
 
 BALANCE_PATTERNS, BALANCE_PAIRS = 12, 4
+TIED_NATS = 1e-4
+"""Patterns whose means over rows are as close as this count as equally good."""
 BALANCE_SHARE, MIN_BALANCE_ROWS, MAX_BALANCE_ROWS = 0.002, 32, 4_096
 """Rows to balance on, as a share of the rows trained on: about 2 % of the time of training."""
 
@@ -149,7 +151,9 @@ def balance_score(model: VariationalAutoencoder, rows: Arrays, *, rows_trained: 
             steps = torch.cat([signs, -signs]).unsqueeze(1)
             found = model.terms_at(batch, mean, log_variance, steps).negative_elbo_nats
             differences[index] += (found - reference).double().sum().cpu()
-    model.score_signs.copy_(patterns[differences.abs().argmin()])
+    off_nats = differences.abs() / num_rows
+    # Patterns with the same points in another order tie: the first of them, for rounding must not choose.
+    model.score_signs.copy_(patterns[int((off_nats <= off_nats.min() + TIED_NATS).nonzero()[0])])
 
 
 @torch.no_grad()

@@ -13,11 +13,15 @@ EMA_SHARE = 0.015
 """Horizon of the averaged weights, as a share of all steps."""
 EVALUATIONS = 40
 MIN_EVALUATION_STEPS = 25
+SECOND_WARMUP = 2
+"""Length of a second warm-up, in those of the first."""
+SECOND_FREE_BITS_NATS = 0.1
+"""Rate of every latent dimension that costs nothing while it lasts (Kingma et al. 2016)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Everything that depends on the step. Times change its length; nothing else does."""
+    """Everything that depends on the step. Times change its length, and a collapse begins a second KL warm-up."""
 
     total_steps: int
     peak_rate: float
@@ -25,11 +29,20 @@ class Schedule:
     beta: float
     min_evaluation_steps: int = MIN_EVALUATION_STEPS
     """Steps between evaluations where the run is short."""
+    second_warmup_at: int | None = None
+    """Step at which the KL weight begins at 0 once more."""
 
     @property
     def warmup_steps(self) -> int:
         """Steps over which the KL weight rises."""
         return min(KL_WARMUP_MAX_STEPS, round(self.warmup_share * self.total_steps))
+
+    @property
+    def warmup_end(self) -> int:
+        """Step from which on the objective no longer moves."""
+        if self.second_warmup_at is None:
+            return self.warmup_steps
+        return self.second_warmup_at + SECOND_WARMUP * self.warmup_steps
 
     @property
     def evaluation_steps(self) -> int:
@@ -44,7 +57,14 @@ class Schedule:
 
     def kl_weight(self, step: int) -> float:
         """Linear from 0 to beta over the warm-up (Bowman et al. 2016; Sonderby et al. 2016)."""
+        if self.second_warmup_at is not None and step >= self.second_warmup_at:
+            step = (step - self.second_warmup_at) // SECOND_WARMUP
         return self.beta * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def free_bits_nats(self, step: int) -> float:
+        """Rate of every latent dimension that costs nothing because of a second warm-up."""
+        begun = self.second_warmup_at is not None and step >= self.second_warmup_at
+        return SECOND_FREE_BITS_NATS if begun and step < self.warmup_end else 0.0
 
     def ema_decay(self, step: int) -> float:
         """Decay of the averaged weights, lower at the start so that they forget the initial ones."""
@@ -54,3 +74,7 @@ class Schedule:
     def with_total_steps(self, total_steps: int) -> Schedule:
         """The same course, longer or shorter."""
         return dataclasses.replace(self, total_steps=total_steps)
+
+    def with_second_warmup(self, step: int | None) -> Schedule:
+        """The same course, with the KL weight at 0 once more at `step`."""
+        return dataclasses.replace(self, second_warmup_at=step)

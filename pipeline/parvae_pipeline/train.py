@@ -377,7 +377,7 @@ def _record(entry: Report) -> dict[str, object]:
         "elapsed_s": round(progress.elapsed_s, 3),
         "total_steps": progress.total_steps,
         "learning_rate": entry.schedule.learning_rate(progress.step) * progress.rate_factor,
-        "kl_weight": entry.kl_weight,
+        "kl_weight": entry.schedule.kl_weight(progress.step),
         "train_nats": entry.train_nats,
         "validation_nats": validation.negative_elbo_nats,
         "rate_nats": validation.rate_nats,

@@ -29,7 +29,7 @@ from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
 from parvae_pipeline.reader import Reader
-from parvae_pipeline.schedule import EVALUATIONS, Schedule
+from parvae_pipeline.schedule import EVALUATIONS, SECOND_FREE_BITS_NATS, SECOND_WARMUP, Schedule
 from parvae_pipeline.step_noise import step_noise
 from parvae_pipeline.world import ALONE, World
 
@@ -43,10 +43,8 @@ MIN_NORMS = 20
 MAX_SKIPS_IN_A_ROW = 50
 MAX_ROLLBACKS = 3
 IWAE_SAMPLES = 8
-REPAIR_WARMUPS = 2
-"""Length of the second warm-up after a collapse, in those of the first."""
-REPAIR_FREE_BITS_NATS = 0.1
-"""Rate of every latent dimension that costs nothing while it lasts (Kingma et al. 2016)."""
+MIN_JUDGED_WARMUP_STEPS = 50
+"""A code is not called collapsed after a shorter warm-up: it is only young."""
 FIRST_TIMING_STEP = 3
 """After it the length of the schedule is fitted to the time, and then again at growing distances. It is early because
 rate and KL weight follow the length: a late change would be a jump."""
@@ -69,9 +67,8 @@ class Progress:
     num_skipped: int = 0
     skips_in_a_row: int = 0
     num_rollbacks: int = 0
-    num_repairs: int = 0
-    warmup_from: int = 0
-    """Step that the KL warm-up counts from: where a collapse was repaired, or 0."""
+    second_warmup_at: int | None = None
+    """Step at which a collapse was found."""
     last_rate_nats: float = 0.0
     """Of the last evaluation after the warm-up; 0 before there was one."""
     rate_factor: float = 1.0
@@ -85,7 +82,6 @@ class Report:
 
     progress: Progress
     schedule: Schedule
-    kl_weight: float
     train_nats: float
     """Mean negative ELBO of the batches since the last report, at their KL weight."""
     rows_per_s: float
@@ -189,7 +185,9 @@ class Trainer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken."""
         self.progress = Progress(**state["progress"])
-        self.schedule = self.schedule.with_total_steps(self.progress.total_steps)
+        self.schedule = self.schedule.with_total_steps(self.progress.total_steps).with_second_warmup(
+            self.progress.second_warmup_at
+        )
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.best = dict(state["best"])
@@ -212,8 +210,8 @@ class Trainer:
         ).to(self.device, non_blocking=True)
         corruption = None if corruptor is None else draw_corruption(noise[0, :, num_codes:])
         # A tensor: torch.compile would compile anew for every other number.
-        kl_weight = torch.tensor(self.kl_weight, device=self.device)
-        free_bits_nats = max(self.settings.free_bits_nats, self._repair_free_bits_nats)
+        kl_weight = torch.tensor(schedule.kl_weight(progress.step), device=self.device)
+        free_bits_nats = max(self.settings.free_bits_nats, schedule.free_bits_nats(progress.step))
         loss = self._loss(batch, noise[:, :, :num_codes], kl_weight, free_bits_nats, corruption)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -244,23 +242,6 @@ class Trainer:
             free_bits_nats=free_bits_nats,
         )
         return trimmed_mean(rows) if self.settings.contaminated else rows.mean()
-
-    @property
-    def kl_weight(self) -> float:
-        """Weight of the KL term in the next step."""
-        steps = self.progress.step - self.progress.warmup_from
-        return self.schedule.kl_weight(steps // REPAIR_WARMUPS if self.progress.num_repairs else steps)
-
-    @property
-    def _warmup_end(self) -> int:
-        """Step from which on the objective no longer moves."""
-        progress = self.progress
-        return progress.warmup_from + self.schedule.warmup_steps * (REPAIR_WARMUPS if progress.num_repairs else 1)
-
-    @property
-    def _repair_free_bits_nats(self) -> float:
-        in_repair = self.progress.num_repairs > 0 and self.progress.step < self._warmup_end
-        return REPAIR_FREE_BITS_NATS if in_repair else 0.0
 
     def _clip_or_skip(self) -> bool:
         """Clip the gradient at 3 times the median of recent norms; False when it is beyond 100 times or not finite."""
@@ -311,16 +292,15 @@ class Trainer:
         A code that holds little but fills is only young.
         """
         progress = self.progress
-        if progress.step < self._warmup_end:
+        if progress.step < self.schedule.warmup_end or self.schedule.warmup_steps < MIN_JUDGED_WARMUP_STEPS:
             return False
         is_filling = validation.rate_nats > progress.last_rate_nats
         progress.last_rate_nats = validation.rate_nats
-        second_end = progress.step + REPAIR_WARMUPS * self.schedule.warmup_steps
         return (
             validation.rate_nats < MIN_RATE_NATS
             and not is_filling
-            and progress.num_repairs == 0
-            and second_end < progress.total_steps
+            and progress.second_warmup_at is None
+            and self.schedule.with_second_warmup(progress.step).warmup_end < progress.total_steps
             and self.settings.objective == "elbo"
             and self.model.architecture.kind == "vae"
         )
@@ -328,14 +308,14 @@ class Trainer:
     def _repair_collapse(self, rate_nats: float) -> None:
         """Warm up once more, slower and with free bits. Weights with a worse ELBO are not kept, so it can only help:
         where columns tell nothing of one another, an empty code is right."""
-        self.progress.num_repairs += 1
-        self.progress.warmup_from = self.progress.step
-        self.progress.evaluations_since_best = 0
+        progress = self.progress
+        progress.second_warmup_at, progress.evaluations_since_best = progress.step, 0
+        self.schedule = self.schedule.with_second_warmup(progress.step)
         self._log_event(
             {
                 "event": "collapse",
                 "message": f"repair: the code holds {rate_nats:.2f} nats after the warm-up; warming up again, "
-                f"{REPAIR_WARMUPS} times as long and with {REPAIR_FREE_BITS_NATS:g} free nats a dimension",
+                f"{SECOND_WARMUP} times as long and with {SECOND_FREE_BITS_NATS:g} free nats a dimension",
             }
         )
 
@@ -343,7 +323,7 @@ class Trainer:
         progress = self.progress
         validation = evaluate(self.averaged, self.held_out, world=self._world)
         is_best = validation.negative_elbo_nats < progress.best_nats
-        if progress.step >= self._warmup_end:
+        if progress.step >= self.schedule.warmup_end:
             # Patience counts only once the objective no longer moves.
             progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
@@ -358,7 +338,6 @@ class Trainer:
             Report(
                 progress=progress,
                 schedule=self.schedule,
-                kl_weight=self.kl_weight,
                 train_nats=train_nats,
                 rows_per_s=rows_per_s,
                 data_wait_share=data_wait_share,
