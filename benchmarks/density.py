@@ -5,41 +5,35 @@
 Every contender trains for the same time on one thread and sees no test row. `*_elbo_nats` is the negative ELBO of the
 10,000 test rows, `*_likelihood_nats` the negative log-likelihood of the first 500 by importance sampling (S = 1,000
 codes a row; Burda et al. 2016) and `*_standard_error_nats` that of its mean. pythae's models (group `bench`) have 40
-latent dimensions and its own networks and optimiser, batches of 128 rows, and are trained until the time is up.
+latent dimensions and its own networks and optimiser, batches of 128 rows, and are trained for that many CPU seconds.
 
 `graph_nats` is the mean score of the test rows by our exported graph, `torch_nats` the same figure by torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from harness import finish, parser, quiet
+from harness import finish, parser, trained
+from pythae_peer import train
 from torch import Tensor
 from torch.nn import functional
 
 import parvae
 from parvae_pipeline.checkpoint import read_checkpoint
+from parvae_pipeline.commands import parse_duration
 from parvae_pipeline.evaluate import estimate_likelihood, evaluate
 from parvae_pipeline.reader import encode
 
 NUM_SAMPLES, LIKELIHOOD_ROWS = 1_000, 500
 LATENT_SIZE, BATCH_SIZE = 40, 128
 PEERS = {"pythae_vae": ("VAE", {}), "pythae_iwae": ("IWAE", {"number_samples": 10})}
-
-
-class TimeIsUp(Exception):  # noqa: N818 - it ends a training, it is no error
-    """Ends the peer's training: its trainer counts epochs and knows no clock."""
 
 
 def main() -> None:
@@ -54,22 +48,17 @@ def main() -> None:
     test = test.slice(0, 200) if options.quick else test
     num_samples = 10 if options.quick else NUM_SAMPLES
     with tempfile.TemporaryDirectory() as folder:
-        run = options.run or _trained(Path(folder) / "run", options.data, budget)
+        run = options.run or Path(folder) / "run"
+        if options.run is None:
+            data = options.data / "binmnist" / "train.parquet"
+            trained(run, data, "--columns", "label:ignored", "--budget", budget)
         figures = _ours(run, test, num_samples)
     if not options.ours_only:
-        budget_s = float(budget[:-1]) * {"s": 1, "m": 60, "h": 3600}[budget[-1]]
         rows = _pixels(pq.read_table(options.data / "binmnist" / "train.parquet"))
         for name, (kind, settings) in PEERS.items():
-            model = _pythae(kind, settings, rows, budget_s)
+            model = _pythae(kind, settings, rows, parse_duration(budget))
             figures |= {f"{name}_{what}": value for what, value in _judged(model, _pixels(test), num_samples).items()}
     finish(figures, as_json=options.json)
-
-
-def _trained(run: Path, data: Path, budget: str) -> Path:
-    train = ["train", str(data / "binmnist" / "train.parquet"), "-o", str(run), "--columns", "label:ignored"]
-    for arguments in ([*train, "--budget", budget, "--set", "train.threads=1"], ["export", str(run / "ckpt.pt")]):
-        subprocess.run([sys.executable, "-m", "parvae", *arguments], check=True, stdout=sys.stderr)
-    return run
 
 
 def _ours(run: Path, test: Any, num_samples: int) -> dict[str, float]:
@@ -96,34 +85,15 @@ def _pixels(table: Any) -> Tensor:
 
 
 def _pythae(kind: str, settings: dict[str, Any], rows: Tensor, budget_s: float) -> Any:
-    """A model of pythae after `budget_s` seconds of its own trainer."""
+    """A model of pythae after `budget_s` CPU seconds of its own trainer."""
     import pythae.models
-    from pythae.data.datasets import BaseDataset
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
-
-    class Clock(TrainingCallback):  # type: ignore[misc]
-        def on_train_step_end(self, *_: Any, **__: Any) -> None:
-            if time.perf_counter() - begun_s > budget_s:
-                raise TimeIsUp
 
     torch.manual_seed(0)
     config = getattr(pythae.models, f"{kind}Config")(
         input_dim=(rows.shape[1],), latent_dim=LATENT_SIZE, reconstruction_loss="bce", **settings
     )
     model = getattr(pythae.models, kind)(config)
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        trainer = BaseTrainer(
-            model=model,
-            train_dataset=BaseDataset(rows, torch.zeros(len(rows))),
-            training_config=BaseTrainerConfig(
-                output_dir=folder, num_epochs=10_000, per_device_train_batch_size=BATCH_SIZE, no_cuda=True
-            ),
-            callbacks=[Clock()],
-        )
-        begun_s = time.perf_counter()
-        with contextlib.suppress(TimeIsUp):
-            trainer.train()
+    train(model, rows, batch_size=BATCH_SIZE, allowed_cpu_s=budget_s)
     return model.eval()
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 from harness import alternating, finish, parser
-from torch.nn import functional
-from train_throughput import rows_and_network, settings_for
+from train_throughput import rows_and_network, settings_for, step_by_hand
 
 from parvae_pipeline.train import train
 
@@ -72,14 +71,7 @@ def _by_hand(data: Path, num_steps: int) -> float:
     torch.cuda.synchronize()
     started_s = time.perf_counter()
     for _ in range(num_steps):
-        x = rows[torch.randint(len(rows), (BATCH_SIZE,), device="cuda")]
-        mean, log_variance = model.encoder(2.0 * x - 1.0)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        distortion = functional.binary_cross_entropy_with_logits(model.decoder(z), x, reduction="sum")
-        rate = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum()
-        optimizer.zero_grad()
-        torch.autograd.backward((distortion + rate) / BATCH_SIZE)
-        optimizer.step()
+        step_by_hand(model, optimizer, rows[torch.randint(len(rows), (BATCH_SIZE,), device="cuda")])
     torch.cuda.synchronize()
     return num_steps * BATCH_SIZE / (time.perf_counter() - started_s)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +26,20 @@ def parser(description: str) -> argparse.ArgumentParser:
     default = os.environ.get("PARVAE_DATA", str(ROOT.parent / "shared" / "data"))
     result.add_argument("--data", type=Path, default=Path(default), help="folder of the real data sets")
     return result
+
+
+def trained(run: Path, data: Path | str, *options: str) -> float:
+    """CPU seconds that `vae train` took on one thread; the run is exported too, which does not count."""
+    before = os.times()
+    vae("train", str(data), "-o", str(run), "--set", "train.threads=1", *options)
+    after = os.times()
+    vae("export", str(run / "ckpt.pt"))
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def vae(*arguments: str) -> None:
+    """Run a verb; what it prints goes to stderr, for the figures are alone on stdout."""
+    subprocess.run([sys.executable, "-m", "parvae", *arguments], check=True, stdout=sys.stderr)
 
 
 def machine() -> str:
@@ -49,19 +63,6 @@ def alternating(contenders: Mapping[str, Callable[[], float]], *, repeats: int) 
         for name, run in contenders.items():
             figures[name].append(run())
     return {name: statistics.median(values) for name, values in figures.items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence a peer that reports on stdout, stderr and its logger: a benchmark prints figures."""
-    logging.disable(logging.INFO)
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def finish(figures: Mapping[str, float], *, as_json: bool) -> None:

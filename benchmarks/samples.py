@@ -17,13 +17,8 @@ error of test images from 40 principal components and from our codes, in shades.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from harness import finish, parser
+from harness import finish, parser, trained
 from numpy.typing import NDArray
+from pythae_peer import train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,7 +67,9 @@ def _judged(name: str, options: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as temporary:
         run, figures = options.run or Path(temporary) / "run", {}
         if options.run is None:
-            figures["ours_cpu_s"] = _train(name, run, options)
+            budget = "8s" if options.quick else options.budget
+            data = options.data / name / "train-*.parquet"
+            figures["ours_cpu_s"] = trained(run, data, "--label", SETS[name], "--budget", budget)
         vae = parvae.load(run / "model.vae")
         training, test = (_table(options.data, name, part, quick=options.quick) for part in ("train", "test"))
         pixels, test_pixels = (_pixels(vae, table) for table in (training, test))
@@ -99,18 +97,6 @@ def _judged(name: str, options: argparse.Namespace) -> Figures:
         for contender, images in {**drawn, "test": test_pixels, "ours_reconstructed": again}.items():
             _draw(options.pictures / f"{name}_{contender}.png", images)
     return figures
-
-
-def _train(name: str, run: Path, options: argparse.Namespace) -> float:
-    """CPU seconds of training by the command; export is not counted."""
-    data = str(options.data / name / "train-*.parquet")
-    budget = "8s" if options.quick else options.budget
-    before = os.times()
-    train = ["train", data, "-o", str(run), "--label", SETS[name], "--budget", budget, "--set", "train.threads=1"]
-    subprocess.run([sys.executable, "-m", "parvae", *train], check=True, stdout=sys.stderr)
-    after = os.times()
-    subprocess.run([sys.executable, "-m", "parvae", "export", str(run / "ckpt.pt")], check=True, stdout=sys.stderr)
-    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def _table(folder: Path, name: str, part: str, *, quick: bool) -> pa.Table:
@@ -192,37 +178,13 @@ def frechet_distance(first: NDArray[np.float64], second: NDArray[np.float64]) ->
 
 def _peers(pixels: Pixels, num_rows: int, allowed_s: float) -> dict[str, Pixels]:
     """Images of pythae's VAE after `allowed_s` CPU seconds of its trainer, by sampler."""
-    from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.samplers import GaussianMixtureSampler, GaussianMixtureSamplerConfig, NormalSampler
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
-
-    class Stop(TrainingCallback):  # type: ignore[misc]
-        def on_train_step_end(self, training_config: object, **kwargs: object) -> None:
-            if time.process_time() - started_s > allowed_s:
-                raise TimeoutError
 
     torch.manual_seed(0)
     images = torch.from_numpy(pixels).unsqueeze(1).float() / 255.0
     model = VAE(VAEConfig(input_dim=tuple(images.shape[1:]), latent_dim=PEER_LATENT_SIZE))
-    with tempfile.TemporaryDirectory() as folder:
-        settings = BaseTrainerConfig(
-            output_dir=folder,
-            num_epochs=10_000,
-            per_device_train_batch_size=BATCH,
-            learning_rate=1e-3,
-            no_cuda=True,
-        )
-        trainer = BaseTrainer(
-            model=model,
-            train_dataset=BaseDataset(images, torch.zeros(len(images))),
-            training_config=settings,
-            callbacks=[Stop()],
-        )
-        started_s = time.process_time()
-        with contextlib.suppress(TimeoutError):
-            trainer.train()
+    train(model, images, batch_size=BATCH, allowed_cpu_s=allowed_s)
     model.eval()
     normal = NormalSampler(model=model)
     mixture = GaussianMixtureSampler(model, GaussianMixtureSamplerConfig(n_components=PEER_COMPONENTS))

@@ -14,7 +14,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from harness import ROOT, alternating, finish, parser
+from harness import ROOT, alternating, finish, parser, vae
 
 OURS = """
 import sys
@@ -58,13 +58,9 @@ def _bundle(folder: Path) -> Path:
     steps = "data.reservoir_rows=64"
     run = folder / "run"
     train = ["train", str(ROOT / "examples" / "digits.parquet"), "-o", str(run), "--label", "digit"]
-    _vae([*train, "--set", "train.max_steps=50", "--set", steps])
-    _vae(["export", str(run / "ckpt.pt")])
+    vae(*train, "--set", "train.max_steps=50", "--set", steps)
+    vae("export", str(run / "ckpt.pt"))
     return run / "model.vae"
-
-
-def _vae(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "parvae", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def _wall_s(code: str, arguments: list[str]) -> float:

@@ -14,9 +14,6 @@ N(0, I) for a prior, `textbook_*` the squared error for numbers besides.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -25,17 +22,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from harness import finish, parser
+from harness import finish, parser, trained, vae
 
 NUM_ROWS = 6_000
 NUM_ROWS_FOR_CATEGORIES = 20_000
 MIN_CATEGORY_ROWS = 50
 TARGET = "income"
 CURES = {
-    "normal_prior": ["model.prior=normal"],
-    "textbook": ["model.prior=normal", "model.likelihood=mse"],
+    "normal_prior": ["--set", "model.prior=normal"],
+    "textbook": ["--set", "model.prior=normal", "--set", "model.likelihood=mse"],
 }
-"""Settings that take one cure away after the other."""
+"""Options that take one cure away after the other."""
 
 
 def main() -> None:
@@ -49,13 +46,14 @@ def main() -> None:
     training, test = (_frame(options.data / "adult" / f"{name}.parquet") for name in ("train", "test"))
     figures = {"real_auc": _auc(training, test)}
     budget = "5s" if options.quick else options.budget
+    data = options.data / "adult" / "train.parquet"
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in {"ours": [], **(CURES if options.cures else {})}.items():
             run = Path(folder) / name
             if name == "ours" and options.run is not None:
                 run = options.run
             else:
-                figures[f"{name}_s"] = _train(run, options.data, budget, settings)
+                figures[f"{name}_s"] = trained(run, data, "--budget", budget, *settings)
             figures |= {f"{name}_{what}": value for what, value in _judged(_sampled(run), training, test).items()}
     if not options.ours_only:
         started_s = time.process_time()
@@ -74,21 +72,9 @@ def _nulls_as_category(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: frame[name].astype(object).fillna("NA").astype(str) for name in text})
 
 
-def _train(run: Path, data: Path, budget: str, settings: list[str]) -> float:
-    """CPU seconds of training and export by the commands."""
-    before = os.times()
-    train = ["train", str(data / "adult" / "train.parquet"), "-o", str(run), "--budget", budget]
-    chosen = [word for setting in ("train.threads=1", *settings) for word in ("--set", setting)]
-    for arguments in ([*train, *chosen], ["export", str(run / "ckpt.pt")]):
-        subprocess.run([sys.executable, "-m", "parvae", *arguments], check=True, stdout=sys.stderr)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
-
-
 def _sampled(run: Path) -> pd.DataFrame:
     output = run / "samples.parquet"
-    command = ["sample", str(run / "model.vae"), "-n", str(NUM_ROWS_FOR_CATEGORIES), "-o", str(output)]
-    subprocess.run([sys.executable, "-m", "parvae", *command], check=True, stdout=sys.stderr)
+    vae("sample", str(run / "model.vae"), "-n", str(NUM_ROWS_FOR_CATEGORIES), "-o", str(output))
     return _frame(output)
 
 
