@@ -11,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mixed_rows import Rows, full_rows
 from ray_head import ray_head
 
 if TYPE_CHECKING:
-    from trainers import Rows
+    from trainers import Rows as Split
+
+    from parvae import VAE
+    from parvae_pipeline.train import Result
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.parquet"
@@ -77,11 +81,58 @@ def digits_bundle(digits_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def people() -> Rows:
+def people() -> Split:
     """Rows of `trainers.people_rows`. Tests must not change them."""
     from trainers import people_rows
 
     return people_rows()
+
+
+@pytest.fixture(scope="session")
+def vae(mixed_bundle: Path) -> VAE:
+    """The model of the mixed table."""
+    import parvae
+
+    return parvae.load(mixed_bundle)
+
+
+@pytest.fixture(scope="session")
+def digits(digits_bundle: Path) -> VAE:
+    """The model of the digits."""
+    import parvae
+
+    return parvae.load(digits_bundle)
+
+
+@pytest.fixture(scope="session")
+def images() -> pa.Table:
+    """The digits."""
+    return pq.read_table(DIGITS)
+
+
+@pytest.fixture(scope="session")
+def rows(mixed_table: pa.Table) -> Rows:
+    """Rows of the mixed table without nulls."""
+    return full_rows(mixed_table, 40)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of 240 people in three row groups."""
+    from builders import people_table, write_parquet
+
+    return write_parquet(tmp_path_factory.mktemp("data") / "people.parquet", people_table(240), row_group_size=100)
+
+
+@pytest.fixture(scope="session")
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder and the result of a run on `data` that nobody stopped. Tests must not change it."""
+    from builders import quick_settings
+
+    from parvae_pipeline.train import train
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, train(quick_settings(data), folder)
 
 
 def train_small(data: Path, folder: Path, *, label: str | None, max_steps: int, **model: object) -> Path:

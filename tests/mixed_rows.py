@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+Rows = dict[str, NDArray[Any]]
+
 
 def as_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
     """A mapping of column name to array: lists as (n, d), text and columns with nulls as objects."""
@@ -31,3 +33,14 @@ def full_rows(table: pa.Table, num_rows: int) -> dict[str, NDArray[Any]]:
 def repeated(rows: dict[str, NDArray[Any]], num_rows: int) -> dict[str, NDArray[Any]]:
     """As many rows as asked for, the given ones over and over."""
     return {name: array[np.arange(num_rows) % len(array)] for name, array in rows.items()}
+
+
+def select(rows: Rows, chosen: Any) -> Rows:
+    return {name: array[chosen] for name, array in rows.items()}
+
+
+def assert_same_rows(found: Rows, wanted: Rows) -> None:
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
