@@ -116,6 +116,13 @@ def _cast_elements(block: Input, elements: NDArray[Any]) -> NDArray[Any]:
     return elements
 
 
+def signed_log(values: NDArray[Any]) -> NDArray[np.float64]:
+    """sign(x) log(1 + |x|): the transform that a column's facts call log1p."""
+    numbers = values.astype(np.float64, copy=False)
+    logs: NDArray[np.float64] = np.sign(numbers) * np.log1p(np.abs(numbers))
+    return logs
+
+
 def rows_from_outputs(schema: Schema, outputs: Mapping[str, NDArray[Any]]) -> Arrays:
     """Columns by name from the output tensors of a graph, in the types of the data set.
 

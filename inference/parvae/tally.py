@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from parvae.rows import Arrays, Columns
+from parvae.rows import Arrays, Columns, signed_log
 from parvae.schema import NULL_TEXT, BooleanFacts, CategoryFacts, Column, Input, NumericFacts, Role, Schema
 
 
@@ -111,10 +111,9 @@ def _count_block(block: Input, columns: Columns, values: NDArray[Any]) -> list[C
 
 def _sum_as_modelled(facts: NumericFacts, values: NDArray[Any]) -> tuple[int, float]:
     """How many numbers are no atoms, and their sum after the transform: what `facts.mean` is the mean of."""
-    numbers = values[~np.isin(values, facts.atoms)].astype(np.float64)
-    if facts.transform == "log1p":
-        numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
-    return len(numbers), float(numbers.sum())
+    numbers = values[~np.isin(values, facts.atoms)]
+    total = signed_log(numbers).sum() if facts.transform == "log1p" else numbers.sum(dtype=np.float64)
+    return len(numbers), float(total)
 
 
 def _count_levels(column: Column, columns: Columns) -> ColumnTally:

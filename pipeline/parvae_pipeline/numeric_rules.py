@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from parvae.rows import signed_log
 from parvae.schema import NumericFacts
 from parvae_pipeline.numeric_block import is_on_grid
-from parvae_pipeline.statistics import ColumnStatistics, Moments, signed_log
+from parvae_pipeline.statistics import ColumnStatistics, Moments
 
 MIN_ROWS_FOR_SHAPE = 30
 """With fewer values than these a shape is chance, and the density is Gaussian."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, image_files, list_elements, temporal_seconds
 from parvae.errors import DataError
+from parvae.rows import signed_log
 from parvae.schema import NULL_TEXT, type_family
 from parvae_pipeline.image_statistics import ImageStatistics
 
@@ -222,13 +223,6 @@ class ColumnStatistics:
         finite = elements if elements.dtype.kind in "iu" else elements[np.isfinite(elements)]
         self.num_infinite += elements.size - finite.size
         self.moments.add(finite)
-
-
-def signed_log(values: NDArray[Any]) -> NDArray[np.float64]:
-    """sign(x) log(1 + |x|)."""
-    numbers = values.astype(np.float64, copy=False)
-    logs: NDArray[np.float64] = np.sign(numbers) * np.log1p(np.abs(numbers))
-    return logs
 
 
 def statistics_of(table: pa.Table, *, num_threads: int = 1) -> dict[str, ColumnStatistics]:
