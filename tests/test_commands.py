@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import DIGITS
 
+from parvae.bundle import read_bundle
 from parvae.cli import vae
 
 Run = Callable[..., Result]
@@ -48,7 +49,18 @@ def assert_one_sentence(done: Result, *words: str, code: int = 1) -> None:
 
 def test_help_lists_the_verbs_of_every_room(run: Run) -> None:
     done = run("--help")
-    for verb in ("train", "export", "score", "encode", "reconstruct", "sample", "info", "selftest", "calibrate"):
+    for verb in (
+        "train",
+        "export",
+        "score",
+        "encode",
+        "reconstruct",
+        "sample",
+        "info",
+        "selftest",
+        "calibrate",
+        "unpack",
+    ):
         assert f"  {verb} " in done.output
     assert run("train", "--help").exit_code == 0
 
@@ -58,9 +70,10 @@ def test_from_parquet_to_scores(run: Run, mixed_file: Path, tmp_path: Path, mixe
     settings = ("--set", "train.max_steps=40", "--set", "model.width=16", "--set", "train.threads=1")
     trained = result_of(run("train", mixed_file, "-o", out, "--label", "target", *settings, "--json"))
     assert Path(str(trained["checkpoint"])) == out / "ckpt.pt"
-    exported = result_of(run("export", out / "ckpt.pt", "--json"))
+    exported = result_of(run("export", out / "ckpt.pt", "--unpack", tmp_path / "plain", "--json"))
     bundle = out / "model.vae"
     assert exported["bundle"] == str(bundle)
+    assert (tmp_path / "plain" / "score.onnx").read_bytes() == read_bundle(bundle).members["score.onnx"]
 
     scored = result_of(run("score", bundle, mixed_file, "-o", tmp_path / "s.parquet", "--alpha", "0.1", "--json"))
     assert scored["rows"] == mixed_table.num_rows

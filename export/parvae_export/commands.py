@@ -10,12 +10,17 @@ from parvae.console import Verb, json_option, print_result
 @click.command(cls=Verb)
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="The bundle to write.  [default: model.vae beside CHECKPOINT]")
+@click.option("--unpack", "folder", type=click.Path(), help="Also write the bundle as plain files: see `vae unpack`.")
 @json_option
-def export(checkpoint: str, output: str | None, as_json: bool) -> None:
+def export(checkpoint: str, output: str | None, folder: str | None, as_json: bool) -> None:
     """Turn CHECKPOINT (the ckpt.pt of a run) into one verified bundle of ONNX graphs."""
+    from parvae.bundle import read_bundle
+    from parvae.edge.unpack import unpack
     from parvae_export.export import export as run_export
 
     result = run_export(checkpoint, output, announce=lambda message: None if as_json else click.echo(message))
+    if folder is not None:
+        unpack(read_bundle(str(result.path)), folder)
     print_result(
         {
             "bundle": str(result.path),
