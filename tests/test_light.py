@@ -164,6 +164,13 @@ def test_info_runs(mixed_bundle: Path) -> None:
     assert {"model_id", "format", "modelled_columns", "latent_size", "calibration_rows"} <= set(names)
 
 
+def test_bench_runs(mixed_bundle: Path) -> None:
+    done = run_module("bench", mixed_bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert names == ["processor", "cores", "system", "versions", "score", "encode", "sample"]
+
+
 @pytest.mark.parametrize("verb", ["selftest", "info"])
 @pytest.mark.parametrize("fault", ["cut short", "altered", "missing"])
 def test_a_damaged_file_is_one_sentence_and_exit_code_1(

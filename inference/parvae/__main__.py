@@ -1,7 +1,7 @@
 """The command `vae`, also `python -m parvae`.
 
-Where click is not installed it offers the two verbs that a bare device needs, `selftest MODEL` and `info MODEL`:
-numpy and onnxruntime are enough for them.
+Where click is not installed it offers the verbs that a bare device needs, `selftest MODEL`, `info MODEL` and `bench
+MODEL`: numpy and onnxruntime are enough for them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from parvae.bundle import read_bundle
+from parvae.edge.bench import machine, measure
 from parvae.errors import Error
 from parvae.selftest import describe, replay, summarise
 
-BARE_VERBS = ("selftest", "info")
+BARE_VERBS = ("selftest", "info", "bench")
 
 
 def main() -> int:
@@ -30,7 +31,7 @@ def main() -> int:
 
 
 def bare(program: str, arguments: list[str]) -> int:
-    """Run `selftest` or `info` with the standard library alone."""
+    """Run one of BARE_VERBS with the standard library alone."""
     if len(arguments) != 2 or arguments[0] not in BARE_VERBS:
         print(f"usage: {program} {{{','.join(BARE_VERBS)}}} MODEL", file=sys.stderr)
         print("The other verbs need click and pyarrow: pip install 'parvae[parquet]'", file=sys.stderr)
@@ -40,6 +41,8 @@ def bare(program: str, arguments: list[str]) -> int:
         bundle = read_bundle(model)
         if verb == "info":
             result, passed = describe(bundle), True
+        elif verb == "bench":
+            result, passed = {**machine(), **{speed.verb: str(speed) for speed in measure(bundle)}}, True
         else:
             checks = replay(bundle)
             result, passed = summarise(checks), all(check.passed for check in checks)
