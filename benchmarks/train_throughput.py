@@ -62,8 +62,8 @@ def main() -> None:
         "memory_rows_per_s": lambda: _ours(data, num_steps, waits["memory"]),
         "memory_fp32_rows_per_s": lambda: _ours(data, num_steps, [], precision="float32"),
         "stream_rows_per_s": lambda: _ours(data, num_steps, waits["stream"], memory_budget_mb=STREAM_BUDGET_MB),
-        "workers_1_rows_per_s": lambda: _workers(data, num_steps // 4, 1, nats),
-        "workers_2_rows_per_s": lambda: _workers(data, num_steps // 4, 2, nats),
+        "workers_1_rows_per_s": lambda: _workers(data, num_steps, 1, nats),
+        "workers_2_rows_per_s": lambda: _workers(data, num_steps, 2, nats),
     }
     if not options.ours_only:
         contenders["by_hand_rows_per_s"] = lambda: _by_hand(data, num_steps)

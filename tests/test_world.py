@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from builders import people_table, quick_settings, write_parquet
 from torch import multiprocessing
 
+from parvae_pipeline import gradient_sum
 from parvae_pipeline.run_folder import torch_load
 from parvae_pipeline.step_noise import BLOCK_ROWS, step_noise
 from parvae_pipeline.train import train
@@ -29,20 +31,16 @@ def together(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     world = World.of_this_process()
     short_run(folder, "two", world)
-    weights = [
-        torch.nn.Parameter(torch.zeros(2, 3)),
-        torch.nn.Parameter(torch.zeros(4)),
-        torch.nn.Parameter(torch.zeros(1)),
-    ]
-    weights[0].grad = torch.full((2, 3), float(rank))
-    weights[1].grad = torch.arange(4.0) * (rank + 1)
-    world.average_gradients(weights)  # the third has no gradient
+    sums = {"in memory": summed(world, torch.float32)}
+    gradient_sum.MAX_SHARED_BYTES = 0
+    sums["in messages"] = summed(world, torch.float32)
+    sums["in short messages"] = summed(world, torch.bfloat16)
     copied = torch.full((2,), float(rank + 5))
     world.copy_from_first([copied])
     found = {
         "rank": world.rank,
         "size": world.size,
-        "gradients": [weights[0].grad, weights[1].grad],
+        "gradients": sums,
         "sum": world.sum(torch.tensor([1.0 + rank])),
         "from_first": world.from_first({"steps": 10 + rank}),
         "copied": copied,
@@ -50,6 +48,20 @@ def together(rank: int, port: int, folder: str) -> None:
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()  # a process that leaves while another still talks to it ends it
     torch.distributed.destroy_process_group()
+
+
+def summed(world: World, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Gradients of two weights after three steps' sums; a third weight has none."""
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
+    sum_gradients = gradient_sum.gradient_sum(weights, world, dtype)
+    through_memory = gradient_sum.MAX_SHARED_BYTES > 0 and hasattr(os, "memfd_create")
+    assert isinstance(sum_gradients, gradient_sum._ThroughMemory) == through_memory
+    for step in range(3):  # more than there are turns
+        weights[0].grad = torch.full((2, 3), float(world.rank))
+        weights[1].grad = torch.arange(4.0) * (world.rank + 1) + step
+        sum_gradients()
+    assert weights[2].grad is None
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def short_run(folder: str, name: str, world: World) -> None:
@@ -90,18 +102,28 @@ def test_two_processes_agree(outcome: Path) -> None:
     for rank in (0, 1):
         found = torch.load(outcome / f"{rank}.pt", weights_only=True)
         assert (found["rank"], found["size"]) == (rank, 2)
-        assert torch.equal(found["gradients"][0], torch.full((2, 3), 0.5))
-        assert torch.equal(found["gradients"][1], torch.arange(4.0) * 1.5)
+        assert sorted(found["gradients"]) == ["in memory", "in messages", "in short messages"]
+        for first, second in found["gradients"].values():
+            assert torch.equal(first, torch.full((2, 3), 1.0))
+            assert torch.equal(second, torch.arange(4.0) * 3.0 + 4.0)
         assert found["sum"].item() == 3.0
         assert found["from_first"] == {"steps": 10}
         assert found["copied"].tolist() == [5.0, 5.0]
+
+
+def test_memory_that_is_out_of_reach_or_another_file_is_not_shared(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"other")
+    assert gradient_sum._mapped(str(tmp_path / "none"), 4096) is None
+    assert gradient_sum._mapped(str(tmp_path / "short"), 4096) is None
+    (tmp_path / "long").write_bytes(bytes(4096))
+    assert gradient_sum._mapped(str(tmp_path / "long"), 4096) is not None
 
 
 def test_a_process_alone_keeps_what_it_has() -> None:
     world = World.of_this_process()
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.ones(2)
-    world.average_gradients([weight])
+    gradient_sum.gradient_sum([weight], world, torch.bfloat16)()
     assert world == World(rank=0, size=1)
     assert world.is_first
     assert weight.grad.tolist() == [1.0, 1.0]

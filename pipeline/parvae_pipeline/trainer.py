@@ -26,6 +26,7 @@ from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
 from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import Evaluation, evaluate
+from parvae_pipeline.gradient_sum import gradient_sum
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
 from parvae_pipeline.reader import Reader
@@ -132,6 +133,7 @@ class Trainer:
         """Time that the last evaluation took."""
         self._parameters: list[Tensor] = list(model.parameters())
         self._averaged_parameters: list[Tensor] = list(self.averaged.parameters())
+        self._sum_gradients = gradient_sum(self._parameters, world, model.layer_dtype)
         self._num_samples = settings.num_samples or (IWAE_SAMPLES if settings.objective == "iwae" else 1)
 
     def fit(self) -> None:
@@ -214,8 +216,8 @@ class Trainer:
         free_bits_nats = max(self.settings.free_bits_nats, schedule.free_bits_nats(progress.step))
         loss = self._loss(batch, noise[:, :, :num_codes], kl_weight, free_bits_nats, corruption)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self._world.average_gradients(self._parameters)
+        torch.autograd.backward(loss / self._world.size)
+        self._sum_gradients()
         if not self._clip_or_skip():
             return []
         for group in self.optimizer.param_groups:

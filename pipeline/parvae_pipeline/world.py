@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, distributed
 
 from parvae.errors import Error
@@ -41,19 +40,6 @@ class World:
         if self.size > 1:
             distributed.all_reduce(value)
         return value
-
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace every gradient by its mean over all processes: one message for all of them."""
-        if self.size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.size
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(
-            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
-        )
 
     def from_first(self, value: Any) -> Any:
         """What the first process holds, in every process: plain values and tensors."""
