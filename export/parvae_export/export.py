@@ -34,8 +34,8 @@ GOLDEN_ROWS = 8
 STAND_IN_ROWS = 4_096
 """Sampled rows that take the place of held-out ones when the checkpoint holds none."""
 SCORE_DEFINITION = (
-    "negative ELBO in nats: minus the log-likelihood of every column, averaged over two fixed points of the posterior, "
-    "plus the KL divergence from posterior to prior; higher is more anomalous"
+    "negative ELBO in nats: minus the log-likelihood of every column, averaged over four fixed points of the "
+    "posterior, plus the KL divergence from posterior to prior; higher is more anomalous"
 )
 
 STRANGENESS_DEFINITION = (

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from parvae.errors import BundleError
 from parvae.schema import FIRST_LEVEL_CODE, NULL_CODE, NULL_TEXT, UNSEEN_CODE, CategoryFacts, Input, Role, Schema
+from parvae_export.simplify import simplify
 
 OPSET = 18
 IR_VERSION = 8
@@ -56,7 +57,7 @@ def to_onnx(
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    model = simplify(program.model_proto)
     _strip(model)
     category = next((block for block in schema.inputs if block.role is Role.CATEGORY), None)
     if category is not None:

@@ -23,6 +23,8 @@ HIDDEN_CODES = "hidden_codes"
 """Output of a score graph: codes of the rows with one group of columns after the other hidden."""
 _CHUNK_BYTES = 8 << 20
 _CHUNK_ROWS = 1024  # throughput is flat from 64 to 4,096 rows; memory is not
+_CODES_AT_ONCE = {"score": 4}
+"""Codes of one row that a graph decodes in one batch."""
 
 
 def load(source: BundleSource, *, threads: int = 1, low_memory: bool = False) -> VAE:
@@ -122,7 +124,7 @@ class VAE:
         if groups is None:
             return self.reconstruct(rows)
         inputs, num_rows = read_inputs(self._schema, rows)
-        size = self._chunk_rows()
+        size = self._chunk_rows("score")
         chunks = []
         for first in range(0, max(1, num_rows), size):
             chunk = {name: array[first : first + size] for name, array in inputs.items()}
@@ -163,7 +165,7 @@ class VAE:
             raise SettingError(f"num_rows is {num_rows!r}; it must be a whole number, 0 or more")
         outputs = [
             self._sessions.run("sample", self.sample_noise(min(size, num_rows - first), seed, first, pixel_noise))
-            for size in [self._chunk_rows()]
+            for size in [self._chunk_rows("sample")]
             for first in range(0, max(num_rows, 1), size)
         ]
         return rows_from_outputs(self._schema, _joined(outputs))
@@ -192,7 +194,7 @@ class VAE:
         return self._run(graph, inputs, num_rows)
 
     def _run(self, graph: str, inputs: Arrays, num_rows: int, *, without: Sequence[str] = ()) -> Arrays:
-        size = self._chunk_rows()
+        size = self._chunk_rows(graph)
         if num_rows <= size:
             return self._sessions.run(graph, inputs, without=without)
         outputs = [
@@ -203,10 +205,10 @@ class VAE:
         ]
         return _joined(outputs)
 
-    def _chunk_rows(self) -> int:
+    def _chunk_rows(self, graph: str) -> int:
         # Network layers are about as wide as a row; four of them at a time bound the memory of a call.
         width = sum(int(np.prod(block.row_shape)) for block in self._schema.inputs)
-        return max(16, min(_CHUNK_ROWS, _CHUNK_BYTES // (4 * 4 * width)))
+        return max(16, min(_CHUNK_ROWS, _CHUNK_BYTES // (4 * 4 * width)) // _CODES_AT_ONCE.get(graph, 1))
 
 
 def _joined(outputs: list[Arrays]) -> Arrays:

@@ -148,7 +148,16 @@ class VariationalAutoencoder(nn.Module):
         what they lack (zero covariances) cancels in the mean over rows. It is what the `score` graph computes.
         """
         mean, log_variance = self.posterior(raw)
-        return self.terms_at(raw, mean, log_variance, torch.cat([self.score_signs, -self.score_signs]).unsqueeze(1))
+        steps = torch.cat([self.score_signs, -self.score_signs])
+        if self.architecture.kind == "autoencoder":
+            return self.terms_at(raw, mean, log_variance, steps.unsqueeze(1))
+        codes = torch.cat(self._codes_at(mean, log_variance, steps.unsqueeze(1)))
+        # All codes in one batch: a graph with a third of the nodes, which is what a single row waits for.
+        repeated = {name: torch.cat([rows] * len(steps)) for name, rows in raw.items()}
+        nats = self.column_nats(repeated, codes)
+        rate = self.prior.kl(torch.cat([mean] * len(steps)), torch.cat([log_variance] * len(steps)), codes)
+        by_code = nats.reshape(len(steps), -1, nats.shape[1]), rate.reshape(len(steps), -1)
+        return ElboTerms(by_code[0].mean(dim=0), by_code[1].mean(dim=0))
 
     def terms_at(self, raw: RawBatch, mean: Tensor, log_variance: Tensor, steps: Tensor) -> ElboTerms:
         """The terms of the ELBO, averaged over the codes mean + step * stddev for S `steps` (S, B or 1, L)."""
