@@ -141,6 +141,7 @@ def _work(rank: int, num_workers: int, settings: RunSettings, folder: str) -> No
         (Path(folder) / "outcome.json").write_text(json.dumps(outcome))
     torch.distributed.barrier()  # a process that leaves while another still talks to it ends it
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo threads that outlive the interpreter abort the process: pytorch issue 190489
 
 
 def rows_and_network(data: Path) -> tuple[torch.Tensor, VariationalAutoencoder]:

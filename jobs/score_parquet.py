@@ -20,12 +20,13 @@ import click
 import ray
 
 from parvae.bulk import FOOTERS_AT_A_TIME, Outcome, Task, attempt, plan, score_transform, sift, write_ledger
-from parvae.commands import print_outcomes
+from parvae.commands import print_outcomes, scoring_options
 from parvae.console import PlaceType, Verb, json_option
 from parvae.errors import SettingError
 from parvae.files import find_files
 from parvae.model import load
 from parvae.parts import Part, attempt_part, join, parts_of, remove_parts
+from parvae.scoring import Scoring
 from parvae.storage import Place
 
 MAX_RESTARTS = 3
@@ -35,15 +36,15 @@ MAX_RESTARTS = 3
 class Scorer:
     """Holds one session. Files and parts are independent and appear whole or not at all, so a retry is safe."""
 
-    def __init__(self, models: list[ray.ObjectRef[bytes]], alpha: float, stamp: dict[str, str]) -> None:
+    def __init__(self, models: list[ray.ObjectRef[bytes]], scoring: Scoring, stamp: dict[str, str]) -> None:
         # A reference in a list: the bytes themselves would be gone when the actor is started anew.
         (content,) = ray.get(models)
-        self._transform = score_transform(load(content), alpha=alpha)
-        self._stamp = stamp
+        self._transform = score_transform(load(content), alpha=scoring.alpha, num_explained=scoring.num_explained)
+        self._stamp, self._discovery_rate = stamp, scoring.discovery_rate
 
     def score(self, task: Task) -> Outcome:
         """Score one file."""
-        return attempt(task, self._transform, stamp=self._stamp)
+        return attempt(task, self._transform, stamp=self._stamp, discovery_rate=self._discovery_rate)
 
     def score_part(self, part: Part) -> Outcome:
         """Score some row groups of a file."""
@@ -51,7 +52,7 @@ class Scorer:
 
     def join(self, task: Task, parts: list[Part]) -> Outcome:
         """Write the output of a file from its parts."""
-        return join(task, parts, stamp=self._stamp)
+        return join(task, parts, stamp=self._stamp, discovery_rate=self._discovery_rate)
 
 
 @dataclass(kw_only=True)
@@ -85,7 +86,7 @@ Call = tuple[Work, str, tuple[object, ...]]
 @click.argument("model", type=PlaceType())
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=PlaceType(), help="A folder that all nodes see, or a URL.")
-@click.option("--alpha", default=0.01, show_default=True, help="Share of normal rows that may be flagged.")
+@scoring_options
 @click.option("--workers", type=click.IntRange(min=1), help="Actors of one CPU.  [default: the CPUs of the cluster]")
 @click.option(
     "--part-mb",
@@ -99,7 +100,9 @@ def score(
     model: Place,
     data: Sequence[str],
     output: Place,
-    alpha: float,
+    alpha: float | None,
+    fdr: float | None,
+    num_explained: int,
     workers: int | None,
     part_mb: float,
     as_json: bool,
@@ -107,6 +110,9 @@ def score(
     """Score every row of DATA by MODEL on the cluster."""
     content = model.read_bytes()
     bundle = load(content)
+    scoring = Scoring.chosen(
+        bundle, alpha=alpha, discovery_rate=fdr, num_explained=num_explained, note=partial(click.echo, err=True)
+    )
     tasks = plan(find_files(data), output.absolute())
     ray.init(address="auto", log_to_driver=False)
     num_cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -117,7 +123,7 @@ def score(
         )
     stamp = {
         "parvae.verb": "score",
-        "parvae.settings": f"alpha={alpha} calibration={bundle.calibration_id}",
+        "parvae.settings": scoring.settings(bundle),
         "parvae.model_id": bundle.model_id,
     }
     finished, missing = sift(tasks, stamp=stamp)
@@ -128,7 +134,7 @@ def score(
     num_actors = min(num_calls, workers or num_cpus)
     models = [ray.put(content)]
     # Ray makes the constructor's arguments from what remote() is given; its types do not say so.
-    actors = [Scorer.remote(models, alpha, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
+    actors = [Scorer.remote(models, scoring, stamp) for _ in range(num_actors)]  # type: ignore[attr-defined]
     print_outcomes(bundle, _outcomes(actors, finished, works, output), output, as_json=as_json)
 
 

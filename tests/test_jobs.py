@@ -47,7 +47,7 @@ def test_a_folder_scored_on_the_cluster_equals_one_scored_here(
         pq.write_table(mixed_table.slice(100 * index, 100), tmp_path / "in" / f"{index}.parquet")
     pq.write_table(pa.concat_tables([mixed_table] * 5), tmp_path / "in" / "large.parquet", row_group_size=130)
     (tmp_path / "in" / "broken.parquet").write_bytes(b"no parquet")
-    arguments = [str(mixed_bundle), str(tmp_path / "in"), "--alpha", "0.1"]
+    arguments = [str(mixed_bundle), str(tmp_path / "in"), "--fdr", "0.3", "--explain", "1"]
     on_cluster = [*arguments, "-o", str(tmp_path / "cluster"), "--part-mb", "0.02"]
     code, first = run(cluster, *on_cluster)
     assert (code, first["files"], first["rows"], first["failed"]) == (1, 6, 2400, 1)

@@ -48,6 +48,7 @@ def together(rank: int, port: int, folder: str) -> None:
     torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()  # a process that leaves while another still talks to it ends it
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo threads that outlive the interpreter abort the process: pytorch issue 190489
 
 
 def summed(world: World, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from parvae.console import PlaceType, Verb, json_option, print_result, print_table
-from parvae.errors import SettingError
+from parvae.scoring import DEFAULT_ALPHA, Scoring
 
 if TYPE_CHECKING:
     from parvae.bulk import Outcome
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from parvae.storage import Place
     from parvae.stream import Transform
     from parvae.tally import Tally
-
-DEFAULT_ALPHA = 0.01
 
 model_argument = click.argument("model", type=click.Path())
 data_argument = click.argument("data", nargs=-1, required=True)
@@ -30,20 +29,29 @@ threads_option = click.option(
 )
 
 
+def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `parvae.scoring.Scoring` takes."""
+    for option in (
+        click.option(
+            "--explain",
+            "num_explained",
+            default=0,
+            metavar="K",
+            type=click.IntRange(min=0),
+            help="Name the K columns most to blame for each row, with the value observed and the one expected.",
+        ),
+        click.option("--fdr", type=float, metavar="RATE", help="Instead: share of flagged rows that may be normal."),
+        click.option("--alpha", type=float, help=f"Share of normal rows to flag at most.  [default: {DEFAULT_ALPHA}]"),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command(cls=Verb)
 @model_argument
 @data_argument
 @output_option
-@click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {DEFAULT_ALPHA}]")
-@click.option("--fdr", type=float, metavar="RATE", help="Instead: share of a file's flagged rows that may be normal.")
-@click.option(
-    "--explain",
-    "num_explained",
-    default=0,
-    metavar="K",
-    type=click.IntRange(min=0),
-    help="Name the K columns most to blame for each row, with the value observed and the one expected.",
-)
+@scoring_options
 @threads_option
 @json_option
 def score(
@@ -64,21 +72,17 @@ def score(
     from parvae.model import load
 
     loaded = load(model)  # one thread a call: rows go to several calls at a time
-    if fdr is not None and alpha is not None:
-        raise SettingError(f"--alpha {alpha} and --fdr {fdr} flag rows by different rules: give --alpha or --fdr")
-    if fdr is not None and not 0 < fdr < 1:
-        raise SettingError(f"--fdr is {fdr}; it must lie between 0 and 1, for example 0.1")
-    supported = _supported_alpha(loaded, alpha) if fdr is None else None
-    rule = f"alpha={supported}" if fdr is None else f"fdr={fdr}"
-    explained = f" explain={num_explained}" if num_explained else ""
+    scoring = Scoring.chosen(
+        loaded, alpha=alpha, discovery_rate=fdr, num_explained=num_explained, note=partial(click.echo, err=True)
+    )
     _bulk(
         loaded,
         data,
         output,
-        score_transform(loaded, alpha=supported, num_explained=num_explained),
+        score_transform(loaded, alpha=scoring.alpha, num_explained=scoring.num_explained),
         verb="score",
-        settings=f"{rule} calibration={loaded.calibration_id}{explained}",
-        discovery_rate=fdr,
+        settings=scoring.settings(loaded),
+        discovery_rate=scoring.discovery_rate,
         threads=threads,
         as_json=as_json,
     )
@@ -216,22 +220,6 @@ def calibrate(model: str, data: Sequence[str], output: Place, seed: int, threads
         },
         as_json=as_json,
     )
-
-
-def _supported_alpha(vae: VAE, alpha: float | None) -> float | None:
-    """The alpha to flag by; None when none was asked for and the calibration supports no default."""
-    smallest = vae.smallest_alpha
-    if alpha is None and smallest > DEFAULT_ALPHA:
-        click.echo(
-            f"note: no is_anomaly column, because the model has too few calibration rows for alpha {DEFAULT_ALPHA}; "
-            f"name one of at least {smallest:.2g} with --alpha",
-            err=True,
-        )
-        return None
-    alpha = DEFAULT_ALPHA if alpha is None else alpha
-    if not 0 < alpha < 1 or alpha < smallest:
-        raise SettingError(f"--alpha is {alpha}; with this model it must lie between {smallest:.2g} and 1")
-    return alpha
 
 
 def _bulk(

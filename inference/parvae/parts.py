@@ -78,12 +78,16 @@ def attempt_part(part: Part, transform: Transform, *, stamp: Mapping[str, str], 
     return attempted(part.task, lambda: _process(part, transform, stamp=stamp, threads=threads))
 
 
-def join(task: Task, parts: Sequence[Part], *, stamp: Mapping[str, str]) -> Outcome:
+def join(
+    task: Task, parts: Sequence[Part], *, stamp: Mapping[str, str], discovery_rate: float | None = None
+) -> Outcome:
     """Write the output of a task from its parts, and remove them.
 
     Raises OutputError when it cannot be written.
     """
-    outcome = attempted(task, lambda: write_output(task, _results_of(parts), stamp=stamp))
+    outcome = attempted(
+        task, lambda: write_output(task, _results_of(parts), stamp=stamp, discovery_rate=discovery_rate)
+    )
     for part in parts:
         part.place.unlink(missing_ok=True)
     return outcome
