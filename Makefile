@@ -8,7 +8,7 @@ demo: .venv/.run
 	$(BIN)/python examples/demo.py
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -24,6 +24,15 @@ ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits.parquet"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the tests out, those of the cluster stay together, and the quick ones of a file: what they
+    have in common is made once."""
+    for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        alone = item.nodeid if item.get_closest_marker("slow") else item.path.name
+        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in fixtures else alone))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     import torch

@@ -35,7 +35,7 @@ def test_every_benchmark_is_listed_here() -> None:
 @pytest.mark.parametrize("script", FIGURES)
 def test_a_smoke_run_prints_its_figures(script: str, shared_data: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", "--data", str(shared_data)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert set(figures) >= FIGURES[script]
