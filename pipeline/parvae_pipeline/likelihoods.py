@@ -166,8 +166,8 @@ class Bernoulli(nn.Module):
         self.log_other = -math.log(num_rows + 2.0)
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
-        log_prob = -functional.softplus(torch.where(target > 0.5, -parameters, parameters))
-        return torch.where((target == 0.0) | (target == 1.0), log_prob, self.log_other)
+        log_prob = target * parameters - functional.softplus(parameters)
+        return torch.where(target.square() == target, log_prob, self.log_other)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return (parameters > 0).to(parameters.dtype)
