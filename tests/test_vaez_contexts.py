@@ -95,7 +95,7 @@ def test_columns_with_nulls_foretell_and_are_foretold(data: st.DataObject, num_r
 )
 def test_contexts_that_no_encoder_writes_are_refused(parents: list[Any], content: bytes, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message):
-        RowContexts.from_bytes({"parents": parents, "joined": 1}, three_columns(), content, 0)
+        RowContexts.from_bytes({"parents": parents, "joined": 1}, dict.fromkeys(range(3), 30), content, 0)
 
 
 def test_contexts_of_two_parents_count_the_first_one_most() -> None:

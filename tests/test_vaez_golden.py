@@ -1,4 +1,4 @@
-"""Files of format 2, once written, decode for ever: images, differences, forecasts, joined contexts."""
+"""Files, once written, decode for ever: images, differences, forecasts, joined contexts (2), lanes that end (3)."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def numbers() -> dict[str, Any]:
     }
 
 
-def test_golden_files_of_format_2_decode_for_ever() -> None:
+@pytest.mark.parametrize("major", [2, 3])
+def test_golden_files_decode_for_ever(major: int) -> None:
     for name, rows in (("images", images()), ("numbers", numbers())):
-        found = parvae.decompress((GOLDEN / f"format-2-{name}.vaez").read_bytes())
+        found = parvae.decompress((GOLDEN / f"format-{major}-{name}.vaez").read_bytes())
         assert list(found) == list(rows)
         for column, wanted in rows.items():
             assert found[column].dtype == wanted.dtype
@@ -59,6 +60,12 @@ def test_golden_files_of_format_2_hold_what_is_new_in_it() -> None:
     assert all("joined" in column for column in columns)
 
 
+def test_golden_files_of_format_3_hold_lanes_that_end() -> None:
+    for name in ("images", "numbers"):
+        lanes = facts_of((GOLDEN / f"format-3-{name}.vaez").read_bytes())["stream"]["lanes"]
+        assert len(lanes) > 2
+
+
 def facts_of(blob: bytes) -> Any:
     """The facts of the first block."""
     start = blob.index(TAG)
@@ -66,9 +73,9 @@ def facts_of(blob: bytes) -> Any:
     return json.loads(zlib.decompress(blob[start + HEADER.size : start + HEADER.size + facts_size]))
 
 
-def test_a_flip_of_any_byte_and_any_cut_of_a_file_of_format_2_is_an_error() -> None:
+def test_a_flip_of_any_byte_and_any_cut_of_a_file_is_an_error() -> None:
     for name in ("images", "numbers"):
-        blob = (GOLDEN / f"format-2-{name}.vaez").read_bytes()
+        blob = (GOLDEN / f"format-3-{name}.vaez").read_bytes()
         for position in range(len(blob)):
             damaged = bytearray(blob)
             damaged[position] ^= 1 << position % 8

@@ -155,6 +155,8 @@ def _to_arrow(column: ColumnData, kind: pa.DataType) -> pa.Array:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, kind.list_size).cast(kind)
     array = pa.array(values, mask=None if column.valid is None else ~column.valid, from_pandas=False)
+    if array.type == kind:
+        return array
     return array.view(kind) if pa.types.is_temporal(kind) else array.cast(kind)
 
 

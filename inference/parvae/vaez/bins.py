@@ -9,6 +9,7 @@ Letters in shapes: n numbers, S bins, T tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ BIN_COST_BITS = 14.0
 """About what one more bin costs in the tables of a block."""
 UNIFORM = Tables(np.array([np.arange(256) < 1 << bits for bits in range(9)]) * (NUM_SLOTS >> np.arange(9))[:, None])
 """Table `bits` gives 2**bits symbols the same frequency: for bits that nothing is known of."""
+_LEVEL_WEIGHTS = np.array([0, *((4 + step % 4) << step // 4 for step in range(4 * 40))])
+TABLES_AT_ONCE = 16
+"""Columns; it bounds what their padding to equal width may take."""
 MAX_SINGLES = 64
 """So few distinct numbers have a bin each, also where all are as frequent: other columns may tell them apart."""
 
@@ -66,7 +70,7 @@ class Bins:
         """(n,) the numbers that `symbols_of` took apart, int64 or uint8; no places means 0 everywhere."""
         unsigned = np.dtype(dtype).str.replace("i", "u")
         first = (self.starts + np.uint64(self.base % (1 << 64))).astype(unsigned)
-        numbers = first[symbols]
+        numbers = first.take(symbols)
         if places is not None:
             numbers += places.astype(unsigned, copy=False)
         return numbers.view(dtype)
@@ -93,15 +97,16 @@ class Bins:
                 places[chosen] |= values.astype(np.uint64) << np.uint64(low)
         return places
 
-    def _rounds(self, symbols: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.bool_], NDArray[np.uint8]]]:
-        """For bits 0, 8, ...: (n,) numbers that still have bits there, and how many (at most 8) each of them has."""
+    def _rounds(self, symbols: NDArray[np.uint8]) -> list[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
+        """For bits 0, 8, ...: which numbers still have bits there, and how many (at most 8) each of them has."""
         if not self.bits.any():
             return []
-        remaining = self.bits.view(np.int8)[symbols]
+        remaining = self.bits.view(np.int8).take(symbols)
         rounds = []
         for low in range(0, int(remaining.max(initial=0)), 8):
-            chosen = remaining > low
-            rounds.append((low, chosen, np.minimum(8, remaining[chosen] - low).astype(np.uint8)))
+            chosen = (remaining > low).nonzero()[0]
+            width = remaining.take(chosen) - np.int8(low)
+            rounds.append((low, chosen, np.minimum(np.int8(8), width).view(np.uint8)))
         return rounds
 
     def to_bytes(self) -> bytes:
@@ -120,10 +125,10 @@ class Bins:
         gaps = np.frombuffer(content[position : position + size], np.uint8)
         if len(gaps) == size and int(gaps.max()) < 0x80 and int(bits.max()) <= 48:  # a gap a byte, no overflow
             widths = np.uint64(1) << bits.astype(np.uint64)
-            return cls(base, np.cumsum(gaps + widths) - widths, bits), position + size
+            return cls(base, (gaps + widths).cumsum() - widths, bits), position + size
         starts, end = [], 0
-        for width in bits.tolist():
-            gap, position = read_varint(content, position)
+        found, position = read_varints(content, position, size)
+        for gap, width in zip(found, bits.tolist(), strict=True):
             starts.append(end + gap)
             end += gap + (1 << width)
         if end > 1 << 64:
@@ -199,17 +204,34 @@ def tables_from(levels: NDArray[np.uint8]) -> Tables:
 
     Raises CorruptFileError when a level is out of range.
     """
-    if levels.size and int(levels.max()) > 4 * 40:
+    return Tables(_frequencies_from(levels))
+
+
+def all_tables_from(all_levels: Sequence[NDArray[np.uint8]]) -> Iterator[Tables]:
+    """`tables_from` of each, many at a time: most are small, and each would cost some twenty numpy calls."""
+    for first in range(0, len(all_levels), TABLES_AT_ONCE):
+        chunk = all_levels[first : first + TABLES_AT_ONCE]
+        ends = np.cumsum([len(levels) for levels in chunk]).tolist()
+        padded = np.zeros((ends[-1], max(levels.shape[1] for levels in chunk)), np.uint8)
+        for levels, end in zip(chunk, ends, strict=True):
+            padded[end - len(levels) : end, : levels.shape[1]] = levels
+        frequencies = _frequencies_from(padded)
+        for levels, end in zip(chunk, ends, strict=True):
+            yield Tables(frequencies[end - len(levels) : end, : levels.shape[1]])
+
+
+def _frequencies_from(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    if levels.size and int(levels.max()) >= len(_LEVEL_WEIGHTS):
         raise CorruptFileError("a coding table holds a level that no encoder writes; the file is damaged")
-    steps = np.maximum(levels.astype(np.int64) - 1, 0)
-    weights = np.where(levels > 0, (4 + steps % 4) << (steps // 4), 0)
-    weights[:, 0] += weights.sum(axis=1) == 0
-    frequencies = np.maximum(weights * NUM_SLOTS // weights.sum(axis=1, keepdims=True), weights > 0)
+    weights = _LEVEL_WEIGHTS[levels]
+    weights[:, 0] += ~levels.any(axis=1)
+    scaled = weights * NUM_SLOTS // weights.sum(axis=1, keepdims=True)
+    frequencies: NDArray[np.int64] = np.maximum(scaled, weights > 0)
     rows = np.arange(len(frequencies))
     while True:  # what rounding took or gave goes to the most frequent symbol, at most half of it at a time
         missing = NUM_SLOTS - frequencies.sum(axis=1)
         if not missing.any():
-            return Tables(frequencies)
+            return frequencies
         largest = frequencies.argmax(axis=1)
         frequencies[rows, largest] += np.maximum(missing, -(frequencies[rows, largest] // 2))
 
@@ -229,13 +251,16 @@ def varint(number: int) -> bytes:
     return bytes(parts)
 
 
-def read_varint(content: bytes, position: int) -> tuple[int, int]:
-    """The number that `varint` wrote at `position`, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        byte = content[position]
+def read_varints(content: bytes, position: int, count: int) -> tuple[list[int], int]:
+    """The numbers that `varint` wrote one after the other at `position`, and where they end."""
+    found = []
+    for _ in range(count):
+        number = shift = 0
+        while (byte := content[position]) > 0x7F:
+            number |= (byte & 0x7F) << shift
+            shift, position = shift + 7, position + 1
+            if shift >= 70:
+                raise CorruptFileError("a length in the tables is too long; the file is damaged")
+        found.append(number | byte << shift)
         position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise CorruptFileError("a length in the tables is too long; the file is damaged")
+    return found, position

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parvae.errors import CorruptFileError
+from parvae.rans import Decoder
 from parvae.vaez.bounds import Bound, Promise
 from parvae.vaez.choice import Chosen, best_form
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, joined, pack, packed_bits, split, unpack
@@ -113,7 +114,8 @@ def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int,
         facts["stream"] = {
             "order": encoded.order,
             "tables": sections.add_packed(encoded.tables),
-            "section": sections.add(encoded.content),
+            "section": sections.add(encoded.stream.content),
+            "lanes": encoded.stream.lanes,
         }
     facts["sections"] = [[len(content), zlib.crc32(content)] for content in sections.contents]
     stored_facts = zlib.compress(json.dumps(facts, separators=(",", ":")).encode(), 9)
@@ -256,9 +258,10 @@ class _Reader:
 
     def _stream(self, wanted: Sequence[int]) -> dict[int, NDArray[np.integer[Any]]]:
         stream = self._facts["stream"]
-        tables, content = self._unpacked(stream["tables"]), self._section(stream["section"])
+        tables = self._unpacked(stream["tables"])
+        decoder = Decoder(self._section(stream["section"]), stream.get("lanes"))  # none before format 3
         columns = self._facts["columns"]
-        return decode_columns(content, tables, stream["order"], columns, self._num_rows, self._valid, wanted)
+        return decode_columns(decoder, tables, stream["order"], columns, self._num_rows, self._valid, wanted)
 
     def _valid(self, entry: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         if "valid" not in entry:

@@ -19,7 +19,7 @@ from parvae.vaez.bounds import Bound
 from parvae.vaez.columns import ColumnData
 
 MAGIC = b"\x93VAEZ\r\n\x1a"
-MAJOR, MINOR = 2, 0
+MAJOR, MINOR = 3, 0
 NO_MODEL = bytes(32)
 _HEADER = struct.Struct("<8sHHI32s12sI")
 _RECORD = struct.Struct("<4sII")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Self
 
@@ -38,14 +39,14 @@ class RowContexts:
     table_of: NDArray[np.integer[Any]] = field(default_factory=lambda: np.zeros(1, np.uint8))
     """(C,) the table of each context."""
 
-    @property
+    @cached_property
     def num_tables(self) -> int:
         """How many tables the map names."""
         return int(self.table_of.max()) + 1
 
     def tables_at(self, tracks: Mapping[int, Track]) -> NDArray[np.integer[Any]] | None:
         """(n,) the table of every row; None where there is only one."""
-        return self.table_of[context_of(self.parents, tracks)[0]] if self.num_tables > 1 else None
+        return self.table_of.take(context_of(self.parents, tracks)[0]) if self.num_tables > 1 else None
 
     def facts(self) -> dict[str, Any]:
         """What stands in the facts of a block: a column for a symbol, a list of them for a forecast."""
@@ -58,21 +59,21 @@ class RowContexts:
 
     @classmethod
     def from_bytes(
-        cls, facts: Mapping[str, Any], tracks: Mapping[int, Track], content: bytes, position: int
+        cls, facts: Mapping[str, Any], num_symbols_of: Mapping[int, int], content: bytes, position: int
     ) -> tuple[Self, int]:
-        """The contexts that `facts` and `to_bytes` describe, and where they end.
+        """The contexts that `facts` and `to_bytes` describe, and where they end; `num_symbols_of` the columns before.
 
         Raises CorruptFileError when they name a column that is not decoded yet, or too many contexts.
         """
         parents: list[Parent] = []
         for named in facts["parents"]:
-            if any(column not in tracks for column in (named if isinstance(named, list) else [named])):
+            if any(column not in num_symbols_of for column in (named if isinstance(named, list) else [named])):
                 raise CorruptFileError("a column claims parents that come after it; the file is damaged")
             if isinstance(named, list):
                 forecast, position = Forecast.from_bytes(named, content, position)
                 parents.append(forecast)
             else:
-                size = tracks[named].num_symbols + 1
+                size = num_symbols_of[named] + 1
                 parents.append(Symbol(column=named, groups=np.frombuffer(content, np.uint8, size, position)))
                 position += size
         num_contexts = prod(parent.num_groups for parent in parents)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parvae.errors import CorruptFileError
-from parvae.rans import Decoder, Part, encode, lanes_for
-from parvae.vaez.bins import Bins, levels_of, tables_from
+from parvae.rans import Decoder, Part, Stream, encode, lanes_for
+from parvae.vaez.bins import Bins, all_tables_from, levels_of, tables_from
 from parvae.vaez.contexts import choose_parents
 from parvae.vaez.parents import Track
 from parvae.vaez.pixels import PixelContexts, padded_symbols
@@ -42,7 +42,7 @@ class Coded:
 class Encoded:
     """A stream, the tables it needs, and what the facts of the block must say of it."""
 
-    content: bytes
+    stream: Stream
     tables: bytes
     order: list[int]
     entries: dict[int, dict[str, Any]]
@@ -85,12 +85,12 @@ def encode_columns(coded: Mapping[int, Coded]) -> Encoded:
         num_bits += sum(map(_bits_of, own))
         parts += own
     num_symbols = sum(len(part.symbols) for part in parts)
-    content = encode(parts, lanes_for(num_bits, num_symbols))
-    return Encoded(content=content, tables=bytes(tables), order=order, entries=entries)
+    stream = encode(parts, lanes_for(num_bits, num_symbols))
+    return Encoded(stream=stream, tables=bytes(tables), order=order, entries=entries)
 
 
 def decode_columns(
-    content: bytes,
+    decoder: Decoder,
     tables: bytes,
     order: Sequence[int],
     entries: Sequence[Mapping[str, Any]],
@@ -102,34 +102,63 @@ def decode_columns(
 
     Raises CorruptFileError when the stream does not end as it should.
     """
-    decoder = Decoder(content)
-    position = 0
+    models = _models_from(tables, order, entries, num_rows)
     missing = set(wanted).intersection(order)
     numbers: dict[int, NDArray[np.integer[Any]]] = {}
     tracks: dict[int, Track] = {}
-    for place in order:
-        entry = entries[place]
-        bins, position = Bins.from_bytes(tables, position)
-        if "pixels" in entry:
-            pixels, position = PixelContexts.from_bytes(entry["pixels"], len(bins), tables, position)
-            if entry["count"] != num_rows * prod(pixels.shape):
-                raise CorruptFileError("an image has other sides than its column; the file is damaged")
-            levels, position = _levels(tables, position, pixels.num_tables, len(bins))
-            symbols = np.ascontiguousarray(pixels.read(decoder, num_rows, tables_from(levels)).T).reshape(-1)
+    all_tables = all_tables_from([model.levels for model in models])
+    for place, model, coding in zip(order, models, all_tables, strict=True):
+        entry, bins = entries[place], model.bins
+        if isinstance(model.contexts, PixelContexts):
+            symbols = np.ascontiguousarray(model.contexts.read(decoder, num_rows, coding).T).reshape(-1)
+            numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), np.uint8)
         else:
             valid = valid_of(entry)
-            contexts, position = RowContexts.from_bytes(entry, tracks, tables, position)
-            levels, position = _levels(tables, position, contexts.num_tables, len(bins))
-            table_index = _at_present(contexts.tables_at(tracks), valid)
-            symbols = decoder.read(entry["count"], tables_from(levels), table_index)
-        dtype = np.uint8 if "pixels" in entry else np.int64
-        numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), dtype)
-        if not entry.get("shape"):
-            tracks[place] = _track(symbols, len(bins), numbers[place], valid_of(entry))
+            table_index = _at_present(model.contexts.tables_at(tracks), valid)
+            symbols = decoder.read(entry["count"], coding, table_index)
+            numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols))
+            if not entry.get("shape"):
+                tracks[place] = _track(symbols, len(bins), numbers[place], valid)
         if place != order[-1] and numbers.keys() >= missing:
             return numbers
     decoder.finish()
     return numbers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Model:
+    """What the tables of a block say of one column."""
+
+    bins: Bins
+    contexts: RowContexts | PixelContexts
+    levels: NDArray[np.uint8]
+    """(T, S)"""
+
+
+def _models_from(
+    tables: bytes, order: Sequence[int], entries: Sequence[Mapping[str, Any]], num_rows: int
+) -> list[_Model]:
+    """Of every column in `order`."""
+    position = 0
+    num_symbols_of: dict[int, int] = {}
+    models = []
+    for place in order:
+        entry = entries[place]
+        bins, position = Bins.from_bytes(tables, position)
+        contexts: RowContexts | PixelContexts
+        if "pixels" in entry:
+            contexts, position = PixelContexts.from_bytes(entry["pixels"], len(bins), tables, position)
+            if entry["count"] != num_rows * prod(contexts.shape):
+                raise CorruptFileError("an image has other sides than its column; the file is damaged")
+        else:
+            contexts, position = RowContexts.from_bytes(entry, num_symbols_of, tables, position)
+        if not entry.get("shape"):
+            num_symbols_of[place] = len(bins)
+        size = contexts.num_tables * len(bins)
+        levels = np.frombuffer(tables, np.uint8, size, position).reshape(-1, len(bins))
+        models.append(_Model(bins=bins, contexts=contexts, levels=levels))
+        position += size
+    return models
 
 
 def _row_parts(
@@ -151,11 +180,6 @@ def _pixel_parts(
         counts += np.bincount(tables * np.int64(num_symbols) + own, minlength=len(counts))
     levels = levels_of(counts.reshape(pixels.num_tables, num_symbols))
     return pixels.parts(padded, table_index, tables_from(levels)), levels
-
-
-def _levels(content: bytes, position: int, num_tables: int, num_symbols: int) -> tuple[NDArray[np.uint8], int]:
-    size = num_tables * num_symbols
-    return np.frombuffer(content, np.uint8, size, position).reshape(num_tables, num_symbols), position + size
 
 
 def _at_present(table_index: NDArray[np.integer[Any]] | None, valid: Valid) -> NDArray[np.integer[Any]] | None:
