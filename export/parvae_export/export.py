@@ -13,6 +13,7 @@ import torch
 
 from parvae import __version__
 from parvae.bundle import Bundle, bundle_bytes, read_bundle
+from parvae.codes import CodeGrid
 from parvae.errors import BundleError
 from parvae.noise import standard_normal
 from parvae.rows import Arrays
@@ -90,13 +91,15 @@ def export(
 
     announce("calibrating on the exported graphs")
     sessions = Sessions(graphs, threads=1, low_memory=False)
-    outputs = _score(sessions, graph_inputs(checkpoint.schema, rows))
+    inputs = graph_inputs(checkpoint.schema, rows)
+    outputs, posterior = _outputs("score", sessions, inputs), _outputs("encode", sessions, inputs)
     scores = outputs.get("strangeness", outputs["score"])
     medians: Arrays = {
         name: np.median(outputs[name], axis=0) for name in ("contributions", "conditional") if name in outputs
     }
     calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=medians)
     manifest = _manifest(checkpoint, graphs, calibration)
+    manifest["codes"] = CodeGrid.fit(posterior["mean"], posterior["stddev"]).to_json()
     if strangeness is not None:
         manifest["score"]["strangeness"] = {
             "definition": STRANGENESS_DEFINITION,
@@ -129,11 +132,11 @@ def _strangeness(checkpoint: Checkpoint, rows: Arrays) -> Strangeness | None:
     return Strangeness(checkpoint.model, typical, keep_rows=bool(checkpoint.coreset), contaminated=contaminated)
 
 
-def _score(sessions: Sessions, inputs: Arrays) -> Arrays:
-    """What the exported graph says of the rows."""
+def _outputs(graph: str, sessions: Sessions, inputs: Arrays) -> Arrays:
+    """What an exported graph says of the rows."""
     num_rows = len(next(iter(inputs.values())))
     outputs = [
-        sessions.run("score", {name: array[first : first + 1024] for name, array in inputs.items()})
+        sessions.run(graph, {name: array[first : first + 1024] for name, array in inputs.items()})
         for first in range(0, num_rows, 1024)
     ]
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from parvae.arrow import ArrowColumns, in_the_form_of
+from parvae.codes import CodeGrid
 from parvae.discovery import mark_discoveries
 from parvae.errors import DataError, Error, OutputError, SettingError
 from parvae.explanation import EXPLANATION, explanations
@@ -31,6 +32,8 @@ from parvae.stream import TALLY_KEY, Results, Transform, appearing, transformed,
 from parvae.tally import Tally, tally
 
 ERRORS_NAME = "_errors.jsonl"
+GRID_KEY = "parvae.grid"
+"""Metadata of a column of codes on a grid."""
 FOOTERS_AT_A_TIME = 16
 """Outputs of earlier runs whose footers are read at the same time; in a bucket each takes a round trip."""
 
@@ -221,13 +224,17 @@ def score_transform(vae: VAE, *, alpha: float | None, num_explained: int = 0) ->
     return transform
 
 
-def encode_transform(vae: VAE) -> Transform:
-    """Columns the model does not cover, then `code`: a fixed-size list of float32."""
+def encode_transform(vae: VAE, grid: CodeGrid | None = None) -> Transform:
+    """Columns the model does not cover, then `code`: a fixed-size list of float32, or of int8 on a grid."""
 
     def transform(table: pa.Table) -> tuple[pa.Table, Tally]:
-        codes = pa.array(np.ascontiguousarray(vae.encode(table)).reshape(-1))
-        columns = {"code": pa.FixedSizeListArray.from_arrays(codes, vae.latent_size)}
-        return _beside(vae, table, columns), Tally(num_rows=table.num_rows)
+        means = vae.encode(table)
+        codes = pa.array(np.ascontiguousarray(means if grid is None else grid.quantised(means)).reshape(-1))
+        output = _beside(vae, table, {"code": pa.FixedSizeListArray.from_arrays(codes, vae.latent_size)})
+        if grid is not None:
+            field = output.schema.field("code").with_metadata({GRID_KEY: json.dumps(grid.to_json())})
+            output = output.cast(output.schema.set(output.schema.names.index("code"), field))
+        return output, Tally(num_rows=table.num_rows)
 
     return transform
 

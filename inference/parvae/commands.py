@@ -92,15 +92,18 @@ def score(
 @model_argument
 @data_argument
 @output_option
+@click.option("--int8", is_flag=True, help="One byte a number, on the grid of MODEL (its steps are in the metadata).")
 @threads_option
 @json_option
-def encode(model: str, data: Sequence[str], output: Place, threads: int, as_json: bool) -> None:
+def encode(model: str, data: Sequence[str], output: Place, int8: bool, threads: int, as_json: bool) -> None:
     """Write the latent code of every row of DATA as a list of float32."""
     from parvae.bulk import encode_transform
     from parvae.model import load
 
     loaded = load(model)
-    _bulk(loaded, data, output, encode_transform(loaded), verb="encode", settings="", threads=threads, as_json=as_json)
+    transform = encode_transform(loaded, loaded.code_grid if int8 else None)
+    settings = "int8" if int8 else ""
+    _bulk(loaded, data, output, transform, verb="encode", settings=settings, threads=threads, as_json=as_json)
 
 
 @click.command(cls=Verb)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from parvae.bundle import GRAPHS, Bundle, BundleSource, read_bundle
+from parvae.codes import CodeGrid
 from parvae.conformal import smallest_alpha
 from parvae.errors import DataError, SettingError
 from parvae.noise import standard_normal
@@ -72,6 +73,14 @@ class VAE:
     def latent_size(self) -> int:
         """Numbers in one code."""
         return int(self._bundle.manifest["latent_size"])
+
+    @property
+    def code_grid(self) -> CodeGrid:
+        """The grid on which codes take one byte a number.
+
+        Raises BundleError when the bundle was exported without one.
+        """
+        return CodeGrid.of(self._bundle.manifest)
 
     @property
     def smallest_alpha(self) -> float:
