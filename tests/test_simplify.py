@@ -39,6 +39,13 @@ class Shared(Gated):
         return torch.cat([functional.glu(self.linear(x), dim=1), self.linear(x)], dim=1)
 
 
+class Twice(Gated):
+    """A layer that is passed twice, as the encoder is where groups of columns are hidden in turn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.glu(self.linear(x), dim=1) - functional.glu(self.linear(-2.0 * x), dim=1)
+
+
 def exported(module: nn.Module) -> onnx.ModelProto:
     torch.manual_seed(0)
     program = torch.onnx.export(
@@ -84,6 +91,18 @@ def test_a_gated_layer_becomes_two_without_a_split() -> None:
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("f4")
     np.testing.assert_allclose(run(after, x), module(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
     assert sum(np.prod(tensor.dims) for tensor in after.graph.initializer) == 4 * 6 + 6, "no weight is stored twice"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_that_is_passed_twice_keeps_one_set_of_weights() -> None:
+    module = Twice()
+    after = simplify(exported(module))
+    onnx.checker.check_model(after, full_check=True)
+    assert num_nodes(after)["Gemm"] == 4
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("f4")
+    np.testing.assert_allclose(run(after, x), module(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+    weights = [tensor for tensor in after.graph.initializer if len(tensor.dims)]
+    assert sum(np.prod(tensor.dims) for tensor in weights) == 4 * 6 + 6
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -36,13 +36,16 @@ def _split_linear(op: Any, x: Any, weight: Any, bias: Any) -> Any:
 
 
 def _two_linears(op: Any, x: Any, weight: Any, bias: Any, **_: Any) -> Any:
-    halves = []
-    for index in range(2):
-        parts = [np.split(value.const_value.numpy(), 2)[index] for value in (weight, bias)]
-        names = [f"{value.name}.{index}" for value in (weight, bias)]
-        tensors = [ir.tensor(part, name=name) for part, name in zip(parts, names, strict=True)]
-        halves.append(op.Gemm(x, *[op.initializer(tensor) for tensor in tensors], transB=1))
-    return halves
+    return [op.Gemm(x, _half(op, weight, index), _half(op, bias, index), transB=1) for index in range(2)]
+
+
+def _half(op: Any, value: Any, index: int) -> Any:
+    """One half of an initializer; layers that are passed more than once, as in strangeness, share it."""
+    name = f"{value.name}.{index}"
+    known = value.graph.initializers.get(name)
+    return (
+        op.initializer(ir.tensor(np.split(value.const_value.numpy(), 2)[index], name=name)) if known is None else known
+    )
 
 
 def _has_even_weights(context: Any, weight: Any, bias: Any, linear: Any, **_: Any) -> bool:
