@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from parvae.vaez.columns import Numbers, Texts
 from parvae.vaez.forms import Formed, candidate_forms
 from parvae.vaez.pixel_fit import fit_pixels, pixel_bits, shape_of
 from parvae.vaez.pixels import padded_symbols
+from parvae.vaez.places import fit_places
 from parvae.vaez.prediction import differences_of
 from parvae.vaez.stream import Coded
 
@@ -41,25 +42,37 @@ def best_form(column: Numbers | Texts, bound: Bound) -> Chosen | None:
             Formed(form="text", numbers=column.codes),
             Formed(form="text", numbers=deltas, facts={"delta": 1}),
         ]
-        return min((_chosen(formed, None, is_vector=False) for formed in forms), key=lambda chosen: chosen.num_bits)
+        return min((_chosen(formed, None) for formed in forms), key=lambda chosen: chosen.num_bits)
     values = column.values if column.valid is None else column.values[column.valid]
     flat = np.ascontiguousarray(values).reshape(-1)
     if not len(flat):
         return None
     if column.valid is None and values.ndim > 1 and values.dtype == np.uint8:
         return _image_form(values)
-    found = (_chosen(formed, column.valid, is_vector=values.ndim > 1) for formed in candidate_forms(flat, bound))
-    return min(found, key=lambda chosen: chosen.num_bits)
+    found = (_chosen(formed, column.valid) for formed in candidate_forms(flat, bound))
+    best = min(found, key=lambda chosen: chosen.num_bits)
+    return best if values.ndim == 1 else _by_place(best, len(flat) // len(values))
 
 
-def _chosen(formed: Formed, valid: NDArray[np.bool_] | None, *, is_vector: bool) -> Chosen:
+def _chosen(formed: Formed, valid: NDArray[np.bool_] | None) -> Chosen:
     bins, num_bits = fit_bins(formed.numbers)
-    if formed.exceptions is not None:
-        num_bits += EXCEPTION_BITS * float(formed.exceptions.sum())
-    if formed.levels is not None:
-        num_bits += 8.0 * formed.levels.nbytes
-    coded = Coded(numbers=formed.numbers, bins=bins, valid=valid, is_vector=is_vector)
-    return Chosen(formed=formed, coded=coded, num_bits=num_bits)
+    coded = Coded(numbers=formed.numbers, bins=bins, valid=valid)
+    return Chosen(formed=formed, coded=coded, num_bits=num_bits + _bits_beside(formed))
+
+
+def _bits_beside(formed: Formed) -> float:
+    """What exceptions and distinct values take beside the numbers."""
+    num_bits = 0.0 if formed.exceptions is None else EXCEPTION_BITS * float(formed.exceptions.sum())
+    return num_bits if formed.levels is None else num_bits + 8.0 * formed.levels.nbytes
+
+
+def _by_place(chosen: Chosen, row_size: int) -> Chosen:
+    """The same form with tables for the places of a vector."""
+    coded = chosen.coded
+    symbols, _ = coded.bins.symbols_of(coded.numbers)
+    places, num_bits = fit_places(symbols, len(coded.bins), row_size)
+    num_bits += float(coded.bins.bits[symbols].sum(dtype=np.int64)) + _bits_beside(chosen.formed)
+    return Chosen(formed=chosen.formed, coded=replace(coded, within=places), num_bits=num_bits)
 
 
 def _image_form(values: NDArray[np.uint8]) -> Chosen:
@@ -77,7 +90,7 @@ def _image_form(values: NDArray[np.uint8]) -> Chosen:
     formed = form(images)
     bins, symbols, place_bits = _image_symbols(formed.numbers)
     pixels, num_bits = fit_pixels(padded_symbols(symbols, shape), len(bins), shape)
-    coded = Coded(numbers=formed.numbers, bins=bins, is_vector=True, pixels=pixels)
+    coded = Coded(numbers=formed.numbers, bins=bins, within=pixels)
     return Chosen(formed=formed, coded=coded, num_bits=num_bits + place_bits)
 
 

@@ -41,7 +41,7 @@ class PixelContexts:
 
     def facts(self) -> dict[str, Any]:
         """What stands in the facts of a block; `to_bytes` holds the rest."""
-        return {"shape": list(self.shape), "neighbours": [list(offset) for offset in self.offsets]}
+        return {"pixels": {"shape": list(self.shape), "neighbours": [list(offset) for offset in self.offsets]}}
 
     def to_bytes(self) -> bytes:
         """The groups of every neighbour, then the map."""

@@ -1,7 +1,7 @@
 """The stream of a block: the symbols of all its columns of whole numbers, each in its context, and their tables.
 
-A column of one number a row finds its context in the columns decoded before it (`contexts`), an image in its own
-neighbours (`pixels`).
+A column of one number a row finds its context in the columns decoded before it (`contexts`), an element of a vector in
+its place (`places`), one of an image in its neighbours (`pixels`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from parvae.vaez.bins import Bins, all_tables_from, levels_of, tables_from
 from parvae.vaez.contexts import choose_parents
 from parvae.vaez.parents import Track
 from parvae.vaez.pixels import PixelContexts, padded_symbols
+from parvae.vaez.places import PlaceContexts
 from parvae.vaez.row_contexts import RowContexts, fit_rows
 
 Valid = NDArray[np.bool_] | None
@@ -33,9 +34,8 @@ class Coded:
     """(count,) what is not null; of an image (n * d,)."""
     bins: Bins
     valid: Valid = None
-    is_vector: bool = False
-    """Whether a row holds more than one number: such columns have no parents and are none."""
-    pixels: PixelContexts | None = None
+    within: PlaceContexts | PixelContexts | None = None
+    """Contexts inside a row that holds more than one number: such columns have no parents and are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def encode_columns(coded: Mapping[int, Coded]) -> Encoded:
     tracks = {
         place: _track(taken[place][0], len(one.bins), one.numbers, one.valid)
         for place, one in coded.items()
-        if not one.is_vector
+        if one.within is None
     }
     order, parents = choose_parents(tracks)
     order += [place for place in coded if place not in tracks]
@@ -67,19 +67,21 @@ def encode_columns(coded: Mapping[int, Coded]) -> Encoded:
     for place in order:
         one, (symbols, places) = coded[place], taken[place]
         tables += one.bins.to_bytes()
-        if one.pixels is None:
-            contexts = RowContexts()
-            if place in tracks:
-                contexts = fit_rows(tracks[place], parents[place], {name: tracks[name] for name in decoded})
-                decoded.append(place)
+        if one.within is None:
+            contexts = fit_rows(tracks[place], parents[place], {name: tracks[name] for name in decoded})
+            decoded.append(place)
             entries[place] = contexts.facts()
             tables += contexts.to_bytes()
             table_index = _at_present(contexts.tables_at(tracks), one.valid)
             own, levels = _row_parts(symbols, len(one.bins), table_index, contexts.num_tables)
         else:
-            entries[place] = {"pixels": one.pixels.facts()}
-            tables += one.pixels.to_bytes()
-            own, levels = _pixel_parts(symbols, len(one.bins), one.pixels)
+            entries[place] = one.within.facts()
+            tables += one.within.to_bytes()
+            if isinstance(one.within, PixelContexts):
+                own, levels = _pixel_parts(symbols, len(one.bins), one.within)
+            else:
+                table_index = one.within.tables_at(len(symbols))
+                own, levels = _row_parts(symbols, len(one.bins), table_index, one.within.num_tables)
         tables += levels.tobytes()
         own += one.bins.place_parts(symbols, places)
         num_bits += sum(map(_bits_of, own))
@@ -114,7 +116,10 @@ def decode_columns(
             numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols), np.uint8)
         else:
             valid = valid_of(entry)
-            table_index = _at_present(model.contexts.tables_at(tracks), valid)
+            if isinstance(model.contexts, PlaceContexts):
+                table_index: NDArray[np.integer[Any]] | None = model.contexts.tables_at(entry["count"])
+            else:
+                table_index = _at_present(model.contexts.tables_at(tracks), valid)
             symbols = decoder.read(entry["count"], coding, table_index)
             numbers[place] = bins.numbers_at(symbols, bins.read_places(decoder, symbols))
             if not entry.get("shape"):
@@ -130,7 +135,7 @@ class _Model:
     """What the tables of a block say of one column."""
 
     bins: Bins
-    contexts: RowContexts | PixelContexts
+    contexts: RowContexts | PlaceContexts | PixelContexts
     levels: NDArray[np.uint8]
     """(T, S)"""
 
@@ -145,11 +150,13 @@ def _models_from(
     for place in order:
         entry = entries[place]
         bins, position = Bins.from_bytes(tables, position)
-        contexts: RowContexts | PixelContexts
+        contexts: RowContexts | PlaceContexts | PixelContexts
         if "pixels" in entry:
             contexts, position = PixelContexts.from_bytes(entry["pixels"], len(bins), tables, position)
             if entry["count"] != num_rows * prod(contexts.shape):
                 raise CorruptFileError("an image has other sides than its column; the file is damaged")
+        elif "places" in entry:
+            contexts, position = PlaceContexts.from_bytes(entry, tables, position)
         else:
             contexts, position = RowContexts.from_bytes(entry, num_symbols_of, tables, position)
         if not entry.get("shape"):
