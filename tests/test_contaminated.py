@@ -41,12 +41,29 @@ def test_the_strangest_typical_rows_are_left_out_of_the_coreset() -> None:
     rows = torch.randn(500, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     rows[::10] += 12.0
     strangeness = Strangeness(model, {"numeric": rows}, keep_rows=True, contaminated=True)
-    assert strangeness.part_names == ("conditional", "residual", "distance")
-    assert strangeness({"numeric": rows[:5]})[1].shape == (5, 3)
+    assert strangeness.part_names == ("nats", "residual", "hidden", "distance")
+    assert strangeness({"numeric": rows[:5]})[1].shape == (5, 4)
     kept = strangeness.coreset
     assert len(kept) == 400
     assert float(kept.abs().max()) < 6.0
     assert len(Strangeness(model, {"numeric": rows}, keep_rows=True).coreset) == 500
+
+
+def test_a_crowd_of_anomalies_is_far_from_a_fifth_of_contaminated_rows() -> None:
+    schema = schema_of(numeric("a"), numeric("b"))
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(schema, architecture(denoising=True)).eval()
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(500, 2, generator=generator, dtype=torch.float64)
+    rows[:50] = 0.01 * rows[:50] + torch.tensor([3.0, 3.0])
+    distance = {}
+    for contaminated in (True, False):
+        strangeness = Strangeness(model, {"numeric": rows}, keep_rows=True, contaminated=contaminated)
+        strangeness.coreset = model.features({"numeric": rows})  # the crowd is in it, whatever was left out
+        with torch.no_grad():
+            distance[contaminated] = strangeness._to_coreset(strangeness.distances({"numeric": rows}))[0]
+    assert distance[True][:50].min() > distance[True][50:].median()
+    assert distance[False][:50].max() < distance[False][50:].median()
 
 
 def test_the_run_is_short_unless_its_length_is_named() -> None:

@@ -10,7 +10,7 @@ from builders import architecture, boolean, category, numeric, random_raw, schem
 
 from parvae.errors import SettingError
 from parvae.schema import NumericFacts
-from parvae_pipeline.corruption import Corruption, Corruptor, draw_corruption, hidden_groups
+from parvae_pipeline.corruption import HIDDEN_GROUPS, Corruption, Corruptor, draw_corruption, hidden_groups
 from parvae_pipeline.model import VariationalAutoencoder
 
 ORDINARY = numeric("z")
@@ -49,7 +49,7 @@ def test_the_corruption_of_a_row_is_its_own() -> None:
 @pytest.mark.parametrize("num_values", [1, 2, 3, 4, 11])
 def test_every_value_is_hidden_in_exactly_one_group(num_values: int) -> None:
     groups = hidden_groups(num_values)
-    assert groups.shape == (min(4, num_values), num_values)
+    assert groups.shape == (min(HIDDEN_GROUPS, num_values), num_values)
     assert torch.equal(groups.sum(dim=0), torch.ones(num_values))
 
 

@@ -47,12 +47,12 @@ def measurements(num_rows: int = NUM_ROWS, *, seed: int = 0) -> pa.Table:
     )
 
 
-def trained(folder: Path, **data: object) -> Path:
+def trained(folder: Path, *, max_steps: int = 700, **data: object) -> Path:
     pq.write_table(measurements(), folder / "rows.parquet")
     document = {
         "data": {"paths": [str(folder / "rows.parquet")], **data},
         "model": {"denoising": True, "width": 48, "latent_size": 4},
-        "train": {"max_steps": 700, "threads": 1},
+        "train": {"max_steps": max_steps, "threads": 1},
     }
     train(RunSettings.from_mapping(document), folder / "run")
     return folder / "run"
@@ -95,11 +95,15 @@ def test_numbers_are_judged_in_standard_deviations(run: Path) -> None:
     assert read_checkpoint(run / "ckpt.pt").schema == plain
 
 
-def test_strangeness_is_the_mean_of_its_parts_and_ranks_the_rows(vae: VAE, fresh: pa.Table) -> None:
+def test_the_model_has_one_vote_beside_two_of_known_rows_and_their_mean_ranks_the_rows(
+    vae: VAE, fresh: pa.Table
+) -> None:
     scores = vae.score(fresh)
-    assert list(scores.strangeness_parts) == ["conditional", "residual", "distance", "isolation"]
+    assert list(scores.strangeness_parts) == ["nats", "residual", "hidden", "distance", "isolation"]
     assert scores.strangeness is not None
-    np.testing.assert_allclose(scores.strangeness, np.mean(list(scores.strangeness_parts.values()), axis=0), atol=1e-5)
+    parts = list(scores.strangeness_parts.values())
+    wanted = np.mean([np.mean(parts[:3], axis=0), *parts[3:]], axis=0)
+    np.testing.assert_allclose(scores.strangeness, wanted, atol=1e-5)
     np.testing.assert_array_equal(scores.score, scores.strangeness)
     table = np.array(vae.manifest["calibration"]["scores"], np.float32)
     wanted = [(1 + int((table >= score).sum())) / (1 + len(table)) for score in scores.strangeness]
@@ -138,12 +142,13 @@ def test_conditional_nats_name_the_column_at_fault(vae: VAE, fresh: pa.Table, na
 
 
 def test_nothing_of_the_rows_is_kept_where_none_may_leave(tmp_path: Path, fresh: pa.Table) -> None:
-    run = trained(tmp_path, reservoir_rows=0)
+    run = trained(tmp_path, max_steps=20, reservoir_rows=0)
     checkpoint = read_checkpoint(run / "ckpt.pt")
     assert not checkpoint.coreset
     assert not checkpoint.reservoir
     scores = parvae.load(export(run / "ckpt.pt").path).score(fresh)
-    assert list(scores.strangeness_parts) == ["conditional", "residual"]
+    assert list(scores.strangeness_parts) == ["nats", "residual", "hidden"]
+    np.testing.assert_allclose(scores.strangeness, np.mean(list(scores.strangeness_parts.values()), axis=0), atol=1e-5)
 
 
 def test_the_coreset_holds_distinct_training_rows() -> None:
@@ -154,6 +159,9 @@ def test_the_coreset_holds_distinct_training_rows() -> None:
     few = choose_coreset(reader, max_rows=7)["numeric"]
     assert few.shape == (7, 1)
     assert set(few[:, 0]) <= set(range(60))
+    with_copies = choose_coreset(reader, max_rows=1_000, contaminated=True)["numeric"][:, 0]
+    assert len(with_copies) == 256  # the two batches of an epoch
+    assert np.unique(with_copies, return_counts=True)[1].max() > 3
 
 
 def test_a_row_is_no_neighbour_of_its_own_while_the_scales_are_set() -> None:
@@ -176,4 +184,18 @@ def test_few_typical_rows_are_enough(num_rows: int) -> None:
     with torch.no_grad():
         found, parts, *_ = strangeness(random_raw(schema, 5, seed=1))
     assert torch.isfinite(found).all()
-    assert parts.shape == (5, 4)
+    assert parts.shape == (5, 5)
+
+
+def test_the_residuals_of_typical_rows_are_whitened() -> None:
+    schema = schema_of(numeric_column("a"), numeric_column("b"), numeric_column("c"))
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(schema, architecture(denoising=True)).eval()
+    typical = random_raw(schema, 1_100)
+    strangeness = Strangeness(model, typical, keep_rows=False)
+    with torch.no_grad():
+        residual, hidden = strangeness.told(typical)[1], strangeness.conditional(typical)[1]
+    for values, whitening in ((residual, strangeness.whitening), (hidden, strangeness.hidden_whitening)):
+        white = values @ whitening
+        torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), atol=0.05, rtol=0)
+    assert not torch.allclose(strangeness.whitening, strangeness.hidden_whitening)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parvae import __version__
 from parvae.bundle import Bundle, bundle_bytes, read_bundle
@@ -40,9 +41,11 @@ SCORE_DEFINITION = (
 )
 
 STRANGENESS_DEFINITION = (
-    "mean of sign(u) * log(1 + |u|) over its parts, u the part less its median over training rows, by their spread; "
-    "conditional: nats of every column given the others; residual: squared whitened distance to the prediction; "
-    "distance and isolation: to the nearest of the training rows kept in the graph, and relative to what is usual there"
+    "mean of three, the mean of the model's parts, distance and isolation, each part as sign(u) * log(1 + |u|), u the "
+    "part less its median over training rows, by their spread; nats: of the row told from its code; residual: squared "
+    "whitened distance to the prediction; hidden: the same to what the other columns predict; distance and isolation: "
+    "to the nearest of the training rows kept in the graph, and relative to what is usual there; parts that the graph "
+    "lacks have no vote"
 )
 
 
@@ -94,10 +97,8 @@ def export(
     inputs = graph_inputs(checkpoint.schema, rows)
     outputs, posterior = _outputs("score", sessions, inputs), _outputs("encode", sessions, inputs)
     scores = outputs.get("strangeness", outputs["score"])
-    medians: Arrays = {
-        name: np.median(outputs[name], axis=0) for name in ("contributions", "conditional") if name in outputs
-    }
-    calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=medians)
+    usual: Arrays = {name: _usual(outputs[name]) for name in ("contributions", "conditional") if name in outputs}
+    calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=usual)
     manifest = _manifest(checkpoint, graphs, calibration)
     manifest["codes"] = CodeGrid.fit(posterior["mean"], posterior["stddev"]).to_json()
     if strangeness is not None:
@@ -140,6 +141,12 @@ def _outputs(graph: str, sessions: Sessions, inputs: Arrays) -> Arrays:
         for first in range(0, num_rows, 1024)
     ]
     return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+
+def _usual(nats: NDArray[Any]) -> NDArray[Any]:
+    """(columns,) mean of the nats (rows, columns), what lies beyond 99 of 100 rows counted as if it lay there."""
+    cut: NDArray[Any] = np.minimum(nats, np.quantile(nats, 0.99, axis=0)).mean(axis=0)
+    return cut
 
 
 def _verified_graph(role: str, graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> tuple[bytes, float]:

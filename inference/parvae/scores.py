@@ -24,7 +24,8 @@ class Calibration:
     from_real_rows: bool
     """False when the model was trained to keep no real row, and its own samples stand in."""
     typical: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Medians of the "contributions" and "conditional" nats of these rows, where the bundle states them."""
+    """What is usual of the "contributions" and "conditional" nats in these rows, where the bundle states it: the mean,
+    outliers cut; in older bundles the median."""
 
     def p_value(self, nats: NDArray[np.float32]) -> NDArray[np.float64]:
         """Share of held-out rows at least as strange: (1 + #{s_i >= s}) / (1 + m), the conformal p-value.
@@ -48,7 +49,7 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
         # repr of a float32 as float64 is exact, so the table read back is the table that was fitted.
-        typical = {name: [float(nats) for nats in medians] for name, medians in self.typical.items()}
+        typical = {name: [float(nats) for nats in usual] for name, usual in self.typical.items()}
         return {
             "scores": [float(score) for score in self.scores],
             "from_real_rows": self.from_real_rows,
@@ -61,7 +62,7 @@ class Calibration:
         return cls(
             scores=np.array(document["scores"], np.float32),
             from_real_rows=bool(document["from_real_rows"]),
-            typical={name: np.array(medians, np.float32) for name, medians in document.get("typical", {}).items()},
+            typical={name: np.array(usual, np.float32) for name, usual in document.get("typical", {}).items()},
         )
 
 
@@ -81,11 +82,12 @@ class Scores:
     strangeness: NDArray[np.float32] | None = None
     """(n,) where the model was trained to tell it (`model.denoising`): what p-values then rest on."""
     strangeness_parts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(n,) each, standardised; `strangeness` is their mean. "conditional" and "residual" are the model's alone,
-    "distance" and "isolation" are measured to training rows in the bundle."""
+    """(n,) each, standardised. "distance" and "isolation" are measured to training rows in the bundle, the others are
+    the model's alone; `strangeness` is the mean of those two and the mean of the others (in older bundles of all)."""
     conditional: NDArray[np.float32] | None = None
     """(n, columns) nats of each column given the others, where `contributions` also blame those that go with it. On
-    Adult it names a column that was tampered with first in 50 % of rows, and they in 49 % (`benchmarks/blame.py`)."""
+    Adult it names a column that was tampered with first in 51 % of rows, and they in 50 %; gradient boosting that is
+    told how rows were tampered with names 58 % (`benchmarks/blame.py`)."""
 
     def __len__(self) -> int:
         return len(self.nats)
@@ -101,7 +103,7 @@ class Scores:
         return self.nats if self.strangeness is None else self.strangeness
 
     def blame(self, *, conditional: bool = True) -> NDArray[np.float32]:
-        """(n, columns) nats by which each column costs more than it does in the median calibration row.
+        """(n, columns) nats by which each column costs more than is usual in the calibration rows.
 
         `conditional` hides a column from the model that judges it, where the model was trained for that; without, or
         where it was not, a column at fault shares its blame with those that it goes with.

@@ -103,7 +103,8 @@ class TrainSettings:
     """What is maximised: the ELBO, or the importance-weighted bound of `num_samples` codes a row."""
     contaminated: bool = False
     """Whether the rows hold anomalies: each step then leaves out the fifth of its batch that the model finds hardest,
-    the run is short, and of the training rows that strangeness is measured by the strangest fifth is left out."""
+    the run is short, and of the training rows that strangeness is measured by the strangest fifth is left out. Distance
+    is then that to a fifth of them."""
     num_samples: int | None = None
     """Codes drawn for every row and step, each at the cost of a decoding; None takes 1, and 8 for iwae."""
     beta: float = 1.0

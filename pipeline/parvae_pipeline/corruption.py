@@ -24,7 +24,7 @@ NOISE_FROM, NOISE_TO = 0.05, 1.0
 """Standard deviations of the noise, log-uniform, one for every row; in standard deviations of a column."""
 MAX_HIDDEN_SHARE = 0.4
 """Share of a row's values that is hidden, uniform from 0 up to here: 0.2 on average."""
-HIDDEN_GROUPS = 4
+HIDDEN_GROUPS = 8
 """Groups of values that a conditional score hides in turn."""
 SCALAR_ROLES = (Role.NUMERIC, Role.BOOLEAN, Role.CATEGORY)
 

@@ -1,12 +1,15 @@
-"""How strange a row is: what its columns cost given the others, how far the model misses it, how far known rows are.
+"""How strange a row is: how far the model misses it, and how far known rows are.
 
-Four parts, each put on one scale by typical rows and compressed, then averaged: one rule for all data.
+Each part is put on one scale by typical rows and compressed. The mean of the model's parts is one vote, and each part
+of the known rows (the coreset) is another; the strangeness of a row is the mean of the votes. One rule for all data.
 
-conditional   nats of every column with the column hidden from the encoder
-residual      squared distance between the row and its prediction, whitened by the residuals of typical rows
-distance      log of the mean distance to the 5 nearest of at most 4,096 training rows
-isolation     the same with each distance divided by what is usual around that training row (as the local outlier
-              factor does: Breunig et al. 2000)
+nats        of the row, told from its code
+residual    squared distance between the row and its prediction, whitened by the residuals of typical rows
+hidden      the same with every column predicted while it is hidden from the encoder
+distance    log of the mean distance to the 5 nearest of at most 4,096 training rows; where these are contaminated, to
+            the nearest fifth of them, which a crowd of anomalies does not fill
+isolation   the same with each distance divided by what is usual around that training row (as the local outlier
+            factor does: Breunig et al. 2000)
 
 Letters in shapes: B rows, K columns, F features, R residuals, G groups, L latent dimensions, N rows of the coreset.
 """
@@ -24,7 +27,7 @@ from parvae_pipeline.corruption import Corruption, hidden_groups
 from parvae_pipeline.model import RawBatch, VariationalAutoencoder
 from parvae_pipeline.reader import Reader, select
 
-MODEL_PARTS = ("conditional", "residual")
+MODEL_PARTS = ("nats", "residual", "hidden")
 CORESET_PARTS = ("distance", "isolation")
 MAX_CORESET_ROWS = 4_096
 MAX_FEATURES = 512
@@ -35,7 +38,7 @@ SMALLEST_DISTANCE = 0.05
 RIDGE = 0.01
 """Added to the variances of residuals, in squared standard deviations of a column."""
 STRANGEST_SHARE = 0.2
-"""Of contaminated typical rows, those that are left out."""
+"""Of contaminated typical rows, those that are left out; and as many of the others are taken for neighbours."""
 FIT_ROWS = 512
 """Rows at a time while fitting."""
 
@@ -44,6 +47,7 @@ class Strangeness(nn.Module):
     """The parts of the strangeness of rows, and their mean; fitted on typical rows."""
 
     whitening: Tensor
+    hidden_whitening: Tensor
     coreset: Tensor
     log_usual: Tensor
     centre: Tensor
@@ -60,7 +64,7 @@ class Strangeness(nn.Module):
         super().__init__()
         if contaminated:
             typical = _least_strange(Strangeness(model, typical, keep_rows=False), typical)
-        self.model, self.has_coreset = model, keep_rows
+        self.model, self.has_coreset, self.contaminated = model, keep_rows, contaminated
         # Anomalies that lie close together are not isolated: known rows are then only a matter of distance.
         coreset_parts = CORESET_PARTS[:1] if contaminated else CORESET_PARTS
         self.part_names = MODEL_PARTS + (coreset_parts if keep_rows else ())
@@ -71,19 +75,28 @@ class Strangeness(nn.Module):
     def forward(self, raw: RawBatch, *, are_training_rows: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Strangeness (B,), its standardised parts (B, parts), conditional nats (B, K), and codes (B, G, L).
 
-        The codes are those of `conditional`. A training row is no neighbour of its own.
+        The codes are those of `conditional`. A training row is no neighbour of its own; among the many of a
+        contaminated coreset it does not matter, and rows with many copies are normal there.
         """
-        conditional, residual, codes = self.conditional(raw)
-        parts = [conditional.sum(dim=1), self._whitened(residual)]
+        conditional, hidden_residual, codes = self.conditional(raw)
+        parts = self._model_parts(*self.told(raw), hidden_residual)
         if self.has_coreset:
             distances = self.distances(raw)
-            if are_training_rows:
+            if are_training_rows and not self.contaminated:
                 distances = distances.masked_fill(distances < 1.01 * SMALLEST_DISTANCE, torch.inf)
             parts += self._to_coreset(distances)
         scaled = (torch.stack(parts, dim=1) - self.centre) / self.spread
         # Signed logarithm: a part that is off by thousands still leaves the others a say.
         compressed = torch.sign(scaled) * torch.log(1.0 + scaled.abs())
-        return compressed.mean(dim=1), compressed, conditional, codes
+        votes = torch.cat(
+            [compressed[:, : len(MODEL_PARTS)].mean(dim=1, keepdim=True), compressed[:, len(MODEL_PARTS) :]], dim=1
+        )
+        return votes.mean(dim=1), compressed, conditional, codes
+
+    def told(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
+        """(B,) nats of the rows at their codes, and (B, R) what their prediction is off by."""
+        mean, _ = self.model.posterior(raw)
+        return self.model.column_nats(raw, mean).sum(dim=1), self.model.residuals(raw, mean)
 
     def conditional(self, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(B, K) nats of every column given the others, (B, R) what the prediction is off by, and (B, G, L) codes.
@@ -112,13 +125,23 @@ class Strangeness(nn.Module):
         return torch.sqrt(squared.clamp(min=0.0) + SMALLEST_DISTANCE**2)
 
     def _to_coreset(self, distances: Tensor) -> list[Tensor]:
-        log_distances = torch.log(distances)
-        relative = _smallest(log_distances - self.log_usual)
-        parts = [_smallest(distances).mean(dim=1).log(), relative.mean(dim=1)]
-        return parts[: len(self.part_names) - len(MODEL_PARTS)]
+        parts = [self._nearest(distances).mean(dim=1).log()]
+        if not self.contaminated:
+            parts.append(self._nearest(torch.log(distances) - self.log_usual).mean(dim=1))
+        return parts
 
-    def _whitened(self, residual: Tensor) -> Tensor:
-        return (residual @ self.whitening).square().sum(dim=1)
+    def _nearest(self, distances: Tensor) -> Tensor:
+        """(B, neighbours) the smallest of each row, in rising order."""
+        num_rows = distances.shape[1]
+        num_wanted = NUM_NEIGHBOURS
+        if self.contaminated:
+            num_wanted = max(num_wanted, round(STRANGEST_SHARE * num_rows))
+        # The row itself is no neighbour of its own, so that of N rows at most N - 1 are.
+        return torch.topk(distances, min(num_wanted, num_rows - 1), dim=1, largest=False).values
+
+    def _model_parts(self, nats: Tensor, residual: Tensor, hidden_residual: Tensor) -> list[Tensor]:
+        pairs = ((residual, self.whitening), (hidden_residual, self.hidden_whitening))
+        return [nats, *((residual @ whitening).square().sum(dim=1) for residual, whitening in pairs)]
 
     def _fit(self, typical: RawBatch) -> None:
         num_rows = len(next(iter(typical.values())))
@@ -126,12 +149,11 @@ class Strangeness(nn.Module):
             {name: tensor[first : first + FIT_ROWS] for name, tensor in typical.items()}
             for first in range(0, num_rows, FIT_ROWS)
         ]
-        found = [self.conditional(batch) for batch in batches]
-        residual = torch.cat([residual for _, residual, _ in found]).double()
-        covariance = residual.T @ residual / num_rows + RIDGE * torch.eye(residual.shape[1], dtype=torch.float64)
-        # L with L L' the inverse of the covariance: |r L|^2 is the squared Mahalanobis length of r.
-        self.register_buffer("whitening", torch.linalg.cholesky(torch.linalg.inv(covariance)).float())
-        parts = [torch.cat([nats.sum(dim=1) for nats, _, _ in found]), self._whitened(residual.float())]
+        nats, residual = (torch.cat(values) for values in zip(*[self.told(batch) for batch in batches], strict=True))
+        hidden_residual = torch.cat([self.conditional(batch)[1] for batch in batches])
+        self.register_buffer("whitening", _whitening(residual))
+        self.register_buffer("hidden_whitening", _whitening(hidden_residual))
+        parts = self._model_parts(nats, residual, hidden_residual)
         if self.has_coreset:
             self.register_buffer("coreset", torch.cat([self.model.features(batch) for batch in batches]))
             apart = []  # distances of the rows to each other, not to themselves
@@ -140,7 +162,7 @@ class Strangeness(nn.Module):
                 rows = torch.arange(len(distances))
                 distances[rows, index * FIT_ROWS + rows] = torch.inf
                 apart.append(distances)
-            self.register_buffer("log_usual", torch.cat([_smallest(d).mean(dim=1).log() for d in apart]))
+            self.register_buffer("log_usual", torch.cat([self._nearest(d).mean(dim=1).log() for d in apart]))
             near = [self._to_coreset(distances) for distances in apart]
             parts += [torch.cat(part) for part in zip(*near, strict=True)]
         values = torch.stack(parts, dim=1)
@@ -148,6 +170,14 @@ class Strangeness(nn.Module):
         spread = 1.4826 * (values - centre).abs().median(dim=0).values  # of a Gaussian: its standard deviation
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread.clamp(min=1e-3))
+
+
+def _whitening(residual: Tensor) -> Tensor:
+    """(R, R) L with L L' the inverse covariance of residuals r (N, R): |r L|^2 is their squared Mahalanobis length."""
+    wide = residual.double()
+    covariance = wide.T @ wide / len(wide) + RIDGE * torch.eye(wide.shape[1], dtype=torch.float64)
+    whitening: Tensor = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    return whitening.float()
 
 
 @torch.no_grad()
@@ -167,19 +197,20 @@ def can_fit(model: VariationalAutoencoder) -> bool:
     return model.corruptor is not None and model.num_features <= MAX_FEATURES
 
 
-def choose_coreset(reader: Reader, *, max_rows: int) -> Arrays:
-    """Distinct training rows, drawn at random: at most `max_rows`, and at most 4,096."""
+def choose_coreset(reader: Reader, *, max_rows: int, contaminated: bool = False) -> Arrays:
+    """Training rows, drawn at random: at most `max_rows`, and at most 4,096.
+
+    They are distinct, so that copies do not crowd out other neighbours; among `contaminated` rows copies stay, for
+    anomalies have fewer.
+    """
     max_rows = min(max_rows, MAX_CORESET_ROWS)
     # Two epochs of a small data set: each leaves out what does not fill a batch.
     num_batches = min(2 * reader.steps_per_epoch, -(-max_rows // reader.batch_size))
     batches = list(itertools.islice(reader.batches(0), num_batches))
     rows = {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
+    if contaminated:
+        num_drawn = min(max_rows, reader.steps_per_epoch * reader.batch_size)  # of one epoch: none comes twice
+        return select(rows, slice(0, num_drawn))
     together = np.concatenate([array.astype(np.float64) for array in rows.values()], axis=1)
     _, first = np.unique(together, axis=0, return_index=True)
     return select(rows, np.sort(first)[:max_rows])
-
-
-def _smallest(values: Tensor) -> Tensor:
-    """(B, 5) the smallest of each row, in rising order."""
-    # The row itself is no neighbour of its own, so that of N rows at most N - 1 are.
-    return torch.topk(values, min(NUM_NEIGHBOURS, values.shape[1] - 1), dim=1, largest=False).values

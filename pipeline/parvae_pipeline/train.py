@@ -358,7 +358,9 @@ def _write(
     reservoir = reservoir if settings.data.reservoir_rows else {}
     coreset = {}
     if trainer.progress.finished and settings.data.reservoir_rows and can_fit(best):
-        coreset = choose_coreset(trainer.reader, max_rows=settings.data.reservoir_rows)
+        coreset = choose_coreset(
+            trainer.reader, max_rows=settings.data.reservoir_rows, contaminated=settings.train.contaminated
+        )
     write_checkpoint(
         run.checkpoint_path,
         Checkpoint(model=best.cpu(), settings=settings, reservoir=reservoir, metrics=metrics, coreset=coreset),
