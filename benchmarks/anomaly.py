@@ -1,9 +1,8 @@
 """Anomaly detection on the ADBench sets of ../shared/data/adbench: parvae beside PyOD, one configuration for all sets.
 
-    python benchmarks/anomaly.py [--protocol clean] [--sets glass,wine] [--seeds 0,1,2] [--cache FILE]
+    python benchmarks/anomaly.py [--protocol clean] [--sets glass,wine] [--seeds 0,1,2] [--peers knn] [--cache FILE]
 
-Protocol "clean": 70/30 stratified split with seed s, training on the normal rows of the 70 % (at most 10,000), scores
-of the 30 % (at most 20,000, stratified). Protocol "contaminated" trains on all rows of the 70 %, anomalies among them.
+The protocols "clean" and "contaminated" are those of adbench.py: training on normal rows, or on anomalies among them.
 Peers get inputs standardised with training statistics; parvae trains on Parquet, exports, and scores by the bundle.
 Figures are means over sets of the mean over seeds. With --cache, results are kept line by line in a file, and a run
 that was stopped goes on. One thread for everyone.
@@ -25,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from adbench import LABEL, MIN_BLAME_COLUMNS, PROTOCOLS, split
 from blame import blamed_first
 from harness import finish, parser
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from pyod.models.pca import PCA
 from pyod.models.vae import VAE as PYOD_VAE
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import train_test_split
 
 import parvae
 from parvae_export.export import export
@@ -44,12 +43,7 @@ from parvae_pipeline.config import RunSettings
 from parvae_pipeline.strangeness import MODEL_PARTS
 from parvae_pipeline.train import train
 
-MAX_TRAINING_ROWS, MAX_TEST_ROWS = 10_000, 20_000
-LABEL = "anomaly"
-PROTOCOLS = ("clean", "contaminated")
 ALPHAS = (0.05, 0.01)
-MIN_BLAME_COLUMNS = 5
-"""With fewer columns little is left to tell one from the others."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "clean": {"model": {"denoising": True, "width": 128}, "train": {"max_steps": 1_500, "threads": 1}},
     "contaminated": {"model": {"denoising": True, "width": 128}, "train": {"contaminated": True, "threads": 1}},
@@ -74,7 +68,7 @@ def main() -> None:
     options = _options()
     folder: Path = options.data / "adbench"
     names = options.sets or sorted(path.stem for path in folder.glob("*.parquet"))
-    peers = [] if options.ours_only else list(PEERS)
+    peers = [] if options.ours_only else options.peers
     if options.quick:
         names, peers, options.seeds = ["glass", "wine"], peers[:1], [0]
     torch.set_num_threads(1)
@@ -101,6 +95,7 @@ def _options() -> argparse.Namespace:
     result.add_argument("--sets", type=listed, help="names of sets, joined by commas  [default: all]")
     result.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     result.add_argument("--protocol", dest="protocols", action="append", choices=PROTOCOLS, help="[default: clean]")
+    result.add_argument("--peers", type=listed, default=list(PEERS), help=f"of {', '.join(PEERS)}  [default: all]")
     result.add_argument("--cache", type=Path, help="file of results that are not computed again")
     options = result.parse_args()
     options.protocols = options.protocols or ["clean"]
@@ -137,25 +132,12 @@ def _settings(protocol: str, seed: int, *, quick: bool) -> dict[str, Any]:
 
 
 def _run(table: pa.Table, protocol: str, seed: int, contender: str, settings: Mapping[str, Any]) -> list[Record]:
-    training, test = _split(table, protocol, seed)
+    training, test = split(table, protocol, seed)
     labels = test[LABEL].to_numpy()
     training, test = training.drop_columns([LABEL]), test.drop_columns([LABEL])
     if contender != "parvae":
         return [_measured(contender, labels, *_peer_scores(PEERS[contender](seed), training, test))]
     return _parvae(training, test, labels, settings)
-
-
-def _split(table: pa.Table, protocol: str, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Training and test rows."""
-    labels = table[LABEL].to_numpy()
-    training, test = train_test_split(np.arange(len(labels)), test_size=0.3, random_state=seed, stratify=labels)
-    if protocol == "clean":
-        training = training[labels[training] == 0]
-    if len(training) > MAX_TRAINING_ROWS:
-        training = np.random.default_rng(seed).choice(training, MAX_TRAINING_ROWS, replace=False)
-    if len(test) > MAX_TEST_ROWS:
-        test, _ = train_test_split(test, train_size=MAX_TEST_ROWS, random_state=seed, stratify=labels[test])
-    return table.take(training), table.take(test)
 
 
 def _peer_scores(model: Any, training: pa.Table, test: pa.Table) -> tuple[Matrix, float]:
