@@ -17,7 +17,7 @@ from conftest import export_bundle, train_small
 
 import parvae
 from parvae.arrow import to_array
-from parvae.errors import DataError
+from parvae.errors import DataError, SettingError
 from parvae.rows import columns_of, read_inputs, rows_from_outputs
 from parvae.schema import NumericFacts, Role, Schema
 from parvae.times import numpy_from_seconds, seconds_from_numpy, ticks_from_seconds
@@ -139,3 +139,56 @@ def test_a_date_out_of_range_scores_higher_and_samples_are_dates(tmp_path: Path)
     assert fresh["took"].dtype == np.dtype("m8[ms]")
     assert moments.min() <= fresh["when"].min() <= fresh["when"].max() <= moments.max()
     assert vae.reconstruct(table).schema.equals(table.schema)
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds"),
+    [
+        (["1970-01-02", "1970-01-03"], [86_400.0, 172_800.0]),
+        (["1970-01-01T00:00:10", "1970-01-01 00:00:20.25"], [10.0, 20.25]),
+        (["1970-01-01T01:00:10+01:00", "1970-01-01T00:00:20Z"], [10.0, 20.0]),
+    ],
+)
+def test_text_that_holds_dates_is_a_timestamp(texts: list[str], seconds: list[float]) -> None:
+    table = pa.table({"t": [*(texts * 30), None]})
+    schema = schema_of(table)
+    assert schema["t"].role is Role.TIMESTAMP
+    assert schema["t"].arrow_type == "string"
+    assert "text that holds dates" in schema["t"].reason
+    assert schema["t"].num_nulls == 1
+    kinds: list[Any] = [table, table.to_pydict(), pa.table({"t": table["t"].dictionary_encode()}), table.to_pandas()]
+    for rows in kinds:
+        inputs, _ = read_inputs(schema, rows)
+        assert inputs["timestamp"][:2, 0].tolist() == seconds
+        assert np.isnan(inputs["timestamp"][-1, 0])
+    again = to_array(schema["t"], rows_from_outputs(schema, inputs)["t"])
+    assert again.type == pa.string()
+    np.testing.assert_array_equal(read_inputs(schema, pa.table({"t": again}))[0]["timestamp"], inputs["timestamp"])
+
+
+def test_a_timestamp_may_come_for_text_but_a_number_may_not() -> None:
+    schema = schema_of(pa.table({"t": [f"2024-01-{day:02}" for day in range(1, 31)]}))
+    inputs, _ = read_inputs(schema, {"t": np.array(["2024-01-02", "NaT"], "M8[s]")})
+    assert inputs["timestamp"][0, 0] == 1_704_153_600.0
+    with pytest.raises(DataError, match="column 't' is int64, but the model was trained on string"):
+        read_inputs(schema, {"t": np.arange(2)})
+
+
+def test_a_few_words_among_dates_are_null_and_many_make_a_category() -> None:
+    dates = [f"2024-01-{day:02}" for day in range(1, 29)] * 4
+    few = schema_of(pa.table({"t": [*dates, "unknown"]}))["t"]
+    assert (few.role, few.num_nulls) == (Role.TIMESTAMP, 1)
+    assert "1 that are no dates read as null" in few.reason
+    many = schema_of(pa.table({"t": [*dates, *dates, *["unknown"] * 20]}))["t"]
+    assert many.role is Role.CATEGORY
+    named = infer_schema(statistics_of(pa.table({"t": dates})), overrides={"t": "category"}, label=None)["t"]
+    assert named.role is Role.CATEGORY
+    with pytest.raises(SettingError, match="cannot be timestamp: that needs dates or timestamps"):
+        infer_schema(statistics_of(pa.table({"t": ["a", "b"] * 20})), overrides={"t": "timestamp"}, label=None)
+
+
+def test_pieces_of_a_file_agree_on_what_is_a_date() -> None:
+    dates = statistics_of(pa.table({"t": ["2024-01-01", "2024-01-02"] * 20}))["t"]
+    dates.merge(statistics_of(pa.table({"t": ["monday"] * 20}))["t"])
+    assert not dates.are_dates
+    assert not statistics_of(pa.table({"t": pa.array([None, None], pa.string())}))["t"].are_dates

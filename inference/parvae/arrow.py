@@ -15,7 +15,7 @@ from parvae.errors import DataError
 from parvae.images import decode_images, encode_png
 from parvae.rows import Arrays, clip_to_integer
 from parvae.schema import Column, ImageFacts, Role, Schema, VectorFacts, canonical_text, check_family, type_family
-from parvae.times import SECONDS_PER_DAY, seconds_from_ticks, ticks_from_seconds, unit_of
+from parvae.times import SECONDS_PER_DAY, seconds_from_levels, seconds_from_ticks, ticks_from_seconds, unit_of
 
 TEMPORAL_FAMILIES = ("timestamp", "duration", "time")
 
@@ -31,7 +31,10 @@ class ArrowColumns:
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
         values = self._checked(column)
-        if column.family in TEMPORAL_FAMILIES:
+        family = type_family(str(values.type))
+        if family == "text":
+            return seconds_from_levels(*distinct_levels(values))
+        if family in TEMPORAL_FAMILIES:
             return temporal_seconds(values)
         if values.type != pa.float64():
             values = values.cast(pa.float64(), safe=False)

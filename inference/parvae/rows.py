@@ -21,6 +21,7 @@ from parvae.schema import (
     Column,
     ImageFacts,
     Input,
+    NumericFacts,
     Role,
     Schema,
     VectorFacts,
@@ -29,7 +30,13 @@ from parvae.schema import (
     is_null,
     require_columns,
 )
-from parvae.times import numpy_from_seconds, seconds_from_numpy
+from parvae.times import (
+    SECONDS_PER_DAY,
+    numpy_from_seconds,
+    seconds_from_levels,
+    seconds_from_numpy,
+    texts_from_seconds,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -127,7 +134,7 @@ def rows_from_outputs(schema: Schema, outputs: Mapping[str, NDArray[Any]]) -> Ar
     """Columns by name from the output tensors of a graph, in the types of the data set.
 
     Integers come as their own type unless a null forces float64; dates and durations as datetime64 and timedelta64,
-    times of day as seconds; categories as object arrays with None for null;
+    times of day as seconds; categories and dates that are text as object arrays with None for null;
     vectors as (n, d), images as (n, h, w, c).
     """
     columns: Arrays = {}
@@ -153,6 +160,9 @@ def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
         return np.array([parsed.get(text) for text in values.tolist()], dtype=object)
     if column.family == "timestamp":
         return numpy_from_seconds(values, column.arrow_type, "M")
+    if column.role is Role.TIMESTAMP:
+        are_days = column.facts_as(NumericFacts).resolution % SECONDS_PER_DAY == 0
+        return np.array(texts_from_seconds(values, are_days=are_days), dtype=object)
     if column.family == "duration":
         return numpy_from_seconds(values, column.arrow_type, "m")
     present = ~np.isnan(values)
@@ -218,7 +228,10 @@ class MappingColumns:
                 )
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
-        return _floats(column, self._scalars(column))
+        array = self._scalars(column)
+        if column.role is Role.TIMESTAMP and _numpy_family(array, column) == "text":
+            return seconds_from_levels(*self.levels(column))
+        return _floats(column, array)
 
     def truths(self, column: Column) -> NDArray[np.float32]:
         return _floats(column, self._scalars(column)).astype(np.float32)
@@ -273,8 +286,8 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
 
 
 def _floats(column: Column, array: NDArray[Any]) -> NDArray[np.float64]:
-    if array.dtype == object and column.family in ("timestamp", "duration"):
-        kind = "M8[us]" if column.family == "timestamp" else "m8[us]"
+    if array.dtype == object and (column.role is Role.TIMESTAMP or column.family == "duration"):
+        kind = "m8[us]" if column.family == "duration" else "M8[us]"
         array = np.array([None if is_null(value) else value for value in array.tolist()], dtype=kind)
     if array.dtype.kind in "Mm":
         return seconds_from_numpy(array)

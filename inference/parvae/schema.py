@@ -294,7 +294,8 @@ def check_family(column: Column, family: str, found: str) -> None:
     elif column.family in ("duration", "time"):
         allowed = frozenset({column.family})
     else:
-        allowed = _FITTING_FAMILIES[column.role]
+        # A timestamp that was text in training may come as text or not.
+        allowed = _FITTING_FAMILIES[column.role] | ({"text"} & {column.family})
     if family not in allowed:
         raise DataError(
             f"column {column.name!r} is {found}, but the model was trained on {column.arrow_type} "

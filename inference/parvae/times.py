@@ -1,12 +1,15 @@
 """Dates, times and durations as seconds, and back: what the graphs take is a number.
 
 A date or timestamp is the seconds since 1970 in UTC, a time of day those since midnight, a duration its length.
-float64 holds a microsecond of any year to 2255, and no nanosecond.
+float64 holds a microsecond of any year to 2255, and no nanosecond. Text counts as a date or timestamp where it is
+written as ISO 8601 does with hyphens; without a zone it is read in UTC.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 SECONDS_PER_DAY = 86_400
+ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ].*)?")
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def unit_of(arrow_type: str) -> str:
@@ -60,3 +65,32 @@ def numpy_from_seconds(seconds: NDArray[np.float64], arrow_type: str, kind: str)
     times: NDArray[Any] = ticks_from_seconds(seconds, unit).astype(f"{kind}8[{unit}]")
     times[np.isnan(seconds)] = "NaT"
     return times
+
+
+def seconds_from_text(text: str) -> float:
+    """Seconds of a date or timestamp written in ISO 8601; NaN where the text is something else.
+
+    >>> seconds_from_text("1970-01-02"), seconds_from_text("1970-01-01 01:00:00.5+01:00"), seconds_from_text("soon")
+    (86400.0, 0.5, nan)
+    """
+    if not ISO_DATE.fullmatch(text):
+        return float("nan")
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return float("nan")
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    return (moment - _EPOCH).total_seconds()
+
+
+def texts_from_seconds(seconds: NDArray[np.float64], *, are_days: bool) -> list[str | None]:
+    """Seconds as ISO 8601 text in UTC, to the microsecond where that is not 0, or as days alone; NaN is None."""
+    unit = "D" if are_days else "us"
+    times = numpy_from_seconds(seconds, f"timestamp[{unit}]" if unit == "us" else "date32[day]", "M")
+    texts = np.datetime_as_string(times).tolist()
+    return [None if text == "NaT" else text.removesuffix(".000000") for text in texts]
+
+
+def seconds_from_levels(texts: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n,) seconds of rows whose texts are `texts[rows]`."""
+    return np.array([seconds_from_text(text) for text in texts], np.float64)[rows]

@@ -105,6 +105,9 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
         role, reason = Role(override), "named as the label" if by_label else "named by --columns"
     else:
         role, reason = _suggest(statistics)
+    arrow_type = str(statistics.arrow_type)
+    if role is Role.TIMESTAMP and statistics.family == "text":
+        statistics = statistics.as_timestamps()
     describe = numeric_facts if with_shapes else plain_facts
     facts = _facts(statistics, role, describe)
     if role in (Role.NUMERIC, Role.TIMESTAMP):
@@ -116,7 +119,7 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
     return Column(
         name=statistics.name,
         role=role,
-        arrow_type=str(statistics.arrow_type),
+        arrow_type=arrow_type,
         reason=reason,
         num_nulls=statistics.num_nulls,
         facts=facts,
@@ -179,6 +182,11 @@ def _suggest_text(column: ColumnStatistics) -> tuple[Role, str]:
     num_levels = len(column.levels)
     if num_levels == 1:
         return Role.CATEGORY, f"always {next(iter(column.levels))!r}: kept as a check"
+    if column.are_dates:
+        role, reason = _suggest_time(column.as_timestamps())
+        num_others = column.num_rows - column.num_nulls - column.dates.count
+        others = f", {num_others:,} that are no dates read as null" if num_others else ""
+        return role, f"text that holds dates{others}; {reason}"
     if column.distinct_share >= KEY_SHARE and column.num_rows > MIN_ROWS:
         return Role.KEY, "every value is distinct"
     if KEY_NAME.match(column.name) and column.distinct_share > 0.5:

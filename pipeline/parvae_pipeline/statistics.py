@@ -6,6 +6,7 @@ a bound. Roles are read off these figures, never off a second pass.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,13 +20,17 @@ from numpy.typing import NDArray
 from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, image_files, list_elements, temporal_seconds
 from parvae.errors import DataError
 from parvae.rows import signed_log
-from parvae.schema import NULL_TEXT, type_family
+from parvae.schema import NULL_TEXT, canonical_text, type_family
+from parvae.times import seconds_from_levels, seconds_from_text
 from parvae_pipeline.image_statistics import ImageStatistics
 
 MAX_MAGNITUDE = 1e150
 """Larger numbers count as infinite: their squares would be."""
 MAX_DISTINCT = 20_000
 """Distinct values kept for a column; a column with more is known to have more, and no count of them is needed."""
+
+MIN_DATE_SHARE = 0.95
+"""Of the values of a text column that must be dates or timestamps, in every piece that is read, for it to be one."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +100,9 @@ class ColumnStatistics:
     """Rows that were counted before the bound was passed."""
     overflowed: bool = False
     num_words: int = 0
+    dates: Moments = field(default_factory=Moments)
+    """Of a text column: seconds of the values that are dates or timestamps, as long as most are."""
+    may_be_dates: bool = True
     list_sizes: set[int] = field(default_factory=set)
     images: ImageStatistics = field(default_factory=ImageStatistics)
     """Of the encoded images in a column of bytes; their pixels are in `moments`."""
@@ -121,6 +129,27 @@ class ColumnStatistics:
     def mean_words(self) -> float:
         """Words in a value of a text column."""
         return self.num_words / max(1, self.num_rows - self.num_nulls)
+
+    @property
+    def are_dates(self) -> bool:
+        """Whether this is text, and in all files nearly all of it dates or timestamps."""
+        return self.family == "text" and self.may_be_dates and self.dates.count > 0
+
+    def as_timestamps(self) -> ColumnStatistics:
+        """The statistics of the timestamps that the text stands for; other text is null."""
+        levels: Counter[str] = Counter()
+        for text, count in self.levels.items():
+            seconds = seconds_from_text(text)
+            if not math.isnan(seconds):
+                levels[canonical_text(seconds)] += count
+        return dataclasses.replace(
+            self,
+            arrow_type=pa.timestamp("us"),
+            num_nulls=self.num_rows - self.dates.count,
+            moments=self.dates,
+            levels=levels,
+            num_rows_of_levels=levels.total(),
+        )
 
     @property
     def resolution(self) -> float:
@@ -166,6 +195,8 @@ class ColumnStatistics:
         self.num_nulls += other.num_nulls
         self.num_infinite += other.num_infinite
         self.num_words += other.num_words
+        self.dates.merge(other.dates)
+        self.may_be_dates = self.may_be_dates and other.may_be_dates
         self.list_sizes |= other.list_sizes
         self.images.merge(other.images)
         self.moments.merge(other.moments)
@@ -196,6 +227,8 @@ class ColumnStatistics:
             text = values.cast(pa.string()) if not pa.types.is_string(values.type) else values
             spaces = pc.sum(pc.count_substring_regex(text, r"\s+")).as_py() or 0
             self.num_words += spaces + len(values) - values.null_count
+            if self.may_be_dates:
+                self._add_dates(*distinct_levels(values), num_present=len(values) - values.null_count)
         if self.overflowed:
             return
         texts, rows = distinct_levels(values)
@@ -205,6 +238,12 @@ class ColumnStatistics:
             if count and text != NULL_TEXT:
                 found[text] += count  # two values may share a text: 0.0 and -0.0
         self._count(found, len(values) - values.null_count)
+
+    def _add_dates(self, texts: list[str], rows: NDArray[np.int64], *, num_present: int) -> None:
+        seconds = seconds_from_levels(texts, rows)
+        seconds = seconds[~np.isnan(seconds)]
+        self.dates.add(seconds)
+        self.may_be_dates = len(seconds) >= MIN_DATE_SHARE * num_present
 
     def _count(self, found: Counter[str], num_rows: int) -> None:
         if self.overflowed:
