@@ -14,6 +14,7 @@ from conftest import ROOT
 FIGURES = {
     "blame.py": {"adult_blamed_first", "adult_blamed_first_by_contributions", "adult_boosting_nats"},
     "compression.py": {"adult_bytes", "adult_ratio", "shuttle_ratio"},
+    "representation.py": {"ours_bytes", "ours_int8_recall_10", "pca_int8_recall_10", "quantised_pca_rmse"},
     "startup.py": {"ours_s", "by_hand_s", "ratio"},
     "train_throughput.py": {"memory_rows_per_s", "memory_ratio", "stream_over_memory"},
     "anomaly.py": {"parvae_clean_auroc", "knn_clean_auroc", "sets"},
