@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHMARKS := $(filter-out $(addprefix %/, harness.py pythae_peer.py blame_peer.py adbench.py), $(wildcard benchmarks/*.py))
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py)
 
 .PHONY: demo test check format bench clean
 

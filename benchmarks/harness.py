@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from parvae.edge.bench import processor
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("parvae", "numpy", "onnxruntime", "torch", "pyarrow", "onnx")
 
@@ -44,16 +46,8 @@ def vae(*arguments: str) -> None:
 
 def machine() -> str:
     """Processor, cores and versions, for the reader of a figure."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+    return f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
 
 
 def alternating(contenders: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, float]:

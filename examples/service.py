@@ -59,5 +59,5 @@ def answers(scores: parvae.Scores) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    with make_server("", int(sys.argv[2]), service(parvae.load(sys.argv[1]))) as server:
+    with make_server("127.0.0.1", int(sys.argv[2]), service(parvae.load(sys.argv[1]))) as server:
         server.serve_forever()

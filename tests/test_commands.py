@@ -60,6 +60,7 @@ def test_help_lists_the_verbs_of_every_room(run: Run) -> None:
         "selftest",
         "calibrate",
         "unpack",
+        "bench",
     ):
         assert f"  {verb} " in done.output
     assert run("train", "--help").exit_code == 0

@@ -166,6 +166,15 @@ def test_text_that_holds_dates_is_a_timestamp(texts: list[str], seconds: list[fl
     np.testing.assert_array_equal(read_inputs(schema, pa.table({"t": again}))[0]["timestamp"], inputs["timestamp"])
 
 
+def test_text_keeps_its_time_of_day_where_the_step_between_times_is_not_known() -> None:
+    for texts in (["2024-01-01T10:30:00", "2024-01-02T11:00:00"], ["2024-01-01", "2024-01-02"]):
+        table = pa.table({"t": texts * 20})
+        schema = infer_schema(statistics_of(table), overrides={}, label=None, with_shapes=False)
+        assert schema["t"].facts_as(NumericFacts).resolution == 0.0
+        inputs, _ = read_inputs(schema, table)
+        assert rows_from_outputs(schema, inputs)["t"][:2].tolist() == texts
+
+
 def test_a_timestamp_may_come_for_text_but_a_number_may_not() -> None:
     schema = schema_of(pa.table({"t": [f"2024-01-{day:02}" for day in range(1, 31)]}))
     inputs, _ = read_inputs(schema, {"t": np.array(["2024-01-02", "NaT"], "M8[s]")})

@@ -40,8 +40,12 @@ def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(min=0),
             help="Name the K columns most to blame for each row, with the value observed and the one expected.",
         ),
-        click.option("--fdr", type=float, metavar="RATE", help="Instead: share of flagged rows that may be normal."),
-        click.option("--alpha", type=float, help=f"Share of normal rows to flag at most.  [default: {DEFAULT_ALPHA}]"),
+        click.option(
+            "--fdr", type=float, metavar="RATE", help="Instead: share of a file's flagged rows that may be normal."
+        ),
+        click.option(
+            "--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {DEFAULT_ALPHA}]"
+        ),
     ):
         command = option(command)
     return command

@@ -161,7 +161,9 @@ def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
     if column.family == "timestamp":
         return numpy_from_seconds(values, column.arrow_type, "M")
     if column.role is Role.TIMESTAMP:
-        are_days = column.facts_as(NumericFacts).resolution % SECONDS_PER_DAY == 0
+        facts = column.facts_as(NumericFacts)
+        # A resolution of 0 is one that is not known.
+        are_days = not any(number % SECONDS_PER_DAY for number in (facts.resolution, facts.minimum, facts.maximum))
         return np.array(texts_from_seconds(values, are_days=are_days), dtype=object)
     if column.family == "duration":
         return numpy_from_seconds(values, column.arrow_type, "m")

@@ -85,8 +85,7 @@ def seconds_from_text(text: str) -> float:
 
 def texts_from_seconds(seconds: NDArray[np.float64], *, are_days: bool) -> list[str | None]:
     """Seconds as ISO 8601 text in UTC, to the microsecond where that is not 0, or as days alone; NaN is None."""
-    unit = "D" if are_days else "us"
-    times = numpy_from_seconds(seconds, f"timestamp[{unit}]" if unit == "us" else "date32[day]", "M")
+    times = numpy_from_seconds(seconds, "date32[day]" if are_days else "timestamp[us]", "M")
     texts = np.datetime_as_string(times).tolist()
     return [None if text == "NaT" else text.removesuffix(".000000") for text in texts]
 

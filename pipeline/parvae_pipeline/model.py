@@ -148,30 +148,22 @@ class VariationalAutoencoder(nn.Module):
         what they lack (zero covariances) cancels in the mean over rows. It is what the `score` graph computes.
         """
         mean, log_variance = self.posterior(raw)
-        steps = torch.cat([self.score_signs, -self.score_signs])
-        if self.architecture.kind == "autoencoder":
-            return self.terms_at(raw, mean, log_variance, steps.unsqueeze(1))
-        codes = torch.cat(self._codes_at(mean, log_variance, steps.unsqueeze(1)))
-        # All codes in one batch: a graph with a third of the nodes, which is what a single row waits for.
-        repeated = {name: torch.cat([rows] * len(steps)) for name, rows in raw.items()}
-        nats = self.column_nats(repeated, codes)
-        rate = self.prior.kl(torch.cat([mean] * len(steps)), torch.cat([log_variance] * len(steps)), codes)
-        by_code = nats.reshape(len(steps), -1, nats.shape[1]), rate.reshape(len(steps), -1)
-        return ElboTerms(by_code[0].mean(dim=0), by_code[1].mean(dim=0))
+        return self.terms_at(raw, mean, log_variance, torch.cat([self.score_signs, -self.score_signs]).unsqueeze(1))
 
     def terms_at(self, raw: RawBatch, mean: Tensor, log_variance: Tensor, steps: Tensor) -> ElboTerms:
         """The terms of the ELBO, averaged over the codes mean + step * stddev for S `steps` (S, B or 1, L)."""
         codes = self._codes_at(mean, log_variance, steps)
-        nats = [self.column_nats(raw, z) for z in codes]
-        rate = self.rate_at(mean, log_variance, steps)
-        return ElboTerms(nats[0] if len(codes) == 1 else torch.stack(nats).mean(dim=0), rate)
+        # All codes in one batch: a graph with a third of the nodes, which is what a single row waits for.
+        nats = self.column_nats({name: _repeated(rows, len(codes)) for name, rows in raw.items()}, torch.cat(codes))
+        return ElboTerms(_mean_over_codes(nats, len(codes)), self.rate_at(mean, log_variance, steps))
 
     def rate_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> Tensor:
         """(B,) the KL term of `terms_at`: it takes no decoding."""
         if self.architecture.kind == "autoencoder":
             return -self.prior.log_prob(mean.detach())
-        rates = [self.prior.kl(mean, log_variance, z) for z in self._codes_at(mean, log_variance, steps)]
-        return rates[0] if len(rates) == 1 else torch.stack(rates).mean(dim=0)
+        codes = self._codes_at(mean, log_variance, steps)
+        rates = self.prior.kl(_repeated(mean, len(codes)), _repeated(log_variance, len(codes)), torch.cat(codes))
+        return _mean_over_codes(rates, len(codes))
 
     def _codes_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> list[Tensor]:
         if self.architecture.kind == "autoencoder":
@@ -237,6 +229,16 @@ class VariationalAutoencoder(nn.Module):
             parameters = self.decoder(z)
         parts = torch.split(parameters.float(), sizes, dim=1)
         return {block.name: part for block, part in zip(self.column_blocks, parts, strict=True)}
+
+
+def _repeated(rows: Tensor, num_codes: int) -> Tensor:
+    """(S * B, ...) the rows once for every code."""
+    return rows if num_codes == 1 else torch.cat([rows] * num_codes)
+
+
+def _mean_over_codes(values: Tensor, num_codes: int) -> Tensor:
+    """(B, ...) of values (S * B, ...)."""
+    return values if num_codes == 1 else values.reshape(num_codes, -1, *values.shape[1:]).mean(dim=0)
 
 
 def _network_size(blocks: list[Block], architecture: Architecture, corruptor: Corruptor | None) -> Size:

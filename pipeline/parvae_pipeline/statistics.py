@@ -227,11 +227,14 @@ class ColumnStatistics:
             text = values.cast(pa.string()) if not pa.types.is_string(values.type) else values
             spaces = pc.sum(pc.count_substring_regex(text, r"\s+")).as_py() or 0
             self.num_words += spaces + len(values) - values.null_count
-            if self.may_be_dates:
-                self._add_dates(*distinct_levels(values), num_present=len(values) - values.null_count)
-        if self.overflowed:
+        reads_dates = self.family == "text" and self.may_be_dates
+        if self.overflowed and not reads_dates:
             return
         texts, rows = distinct_levels(values)
+        if reads_dates:
+            self._add_dates(texts, rows, num_present=len(values) - values.null_count)
+        if self.overflowed:
+            return
         counts = np.bincount(rows, minlength=len(texts))
         found: Counter[str] = Counter()
         for text, count in zip(texts, counts.tolist(), strict=True):

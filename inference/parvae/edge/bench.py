@@ -83,7 +83,7 @@ def machine() -> dict[str, Any]:
     from parvae import __version__
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": f"parvae {__version__}, python {platform.python_version()}, "
@@ -118,7 +118,8 @@ def _calls_per_s(call: Callable[[], object], threads: int, budget_s: float) -> f
         return num_calls / (time.perf_counter() - started_s)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     facts = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
     lines = facts.read_text().splitlines() if facts.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
