@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from parvae.schema import NumericFacts, Schema
 from parvae_pipeline.numeric_block import NumericBlock, is_on_grid
+from parvae_pipeline.numeric_rules import MAX_ATOMS
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.statistics import MAX_DISTINCT, statistics_of
 
@@ -70,8 +71,46 @@ def test_a_value_that_takes_a_third_of_the_rows_is_a_spike_and_no_part_of_mean_a
     assert facts.stddev == pytest.approx(3.0, abs=0.5)
 
 
-def test_no_value_below_the_share_is_a_spike() -> None:
-    assert facts_of(spiked(0.2))[0].atoms == ()
+def test_values_that_come_again_where_their_neighbours_do_not_are_spikes() -> None:
+    prices = np.array([4.99, 19.99, 129.0])
+    values = np.where(RNG.random(NUM_ROWS) < 0.1, RNG.choice(prices, NUM_ROWS), RNG.normal(50.0, 30.0, NUM_ROWS))
+    facts, reason = facts_of(values)
+    assert facts.atoms == tuple(prices)
+    assert "with 3 spikes (" in reason
+
+
+def test_round_numbers_that_people_prefer_are_spikes_of_a_grid() -> None:
+    hours = RNG.integers(1, 61, NUM_ROWS)
+    values = np.where(RNG.random(NUM_ROWS) < 0.5, np.maximum(10 * (hours // 10), 10), hours)
+    facts, _ = facts_of(values)
+    assert facts.atoms == (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)[: len(facts.atoms)]
+    assert len(facts.atoms) >= 5
+    assert is_on_grid(facts)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RNG.integers(17, 90, NUM_ROWS),
+        RNG.poisson(2.0, NUM_ROWS),
+        np.round(RNG.normal(5.0, 1.0, NUM_ROWS), 2),
+        RNG.integers(0, 100, (NUM_ROWS, 9)).mean(axis=1),
+    ],
+)
+def test_smooth_numbers_that_come_again_have_no_spikes(values: NDArray[Any]) -> None:
+    assert facts_of(values)[0].atoms == ()
+
+
+def test_days_that_come_again_are_no_spikes_of_time() -> None:
+    days = np.where(RNG.random(NUM_ROWS) < 0.2, 0, RNG.integers(0, 10_000, NUM_ROWS))
+    table = pa.table({"x": days.astype("datetime64[D]").astype("datetime64[us]")})
+    schema = infer_schema(statistics_of(table), overrides={}, label=None)
+    assert schema["x"].facts_as(NumericFacts).atoms == ()
+
+
+def test_only_the_most_frequent_of_many_spikes_are_kept() -> None:
+    values = 1_000.0 * np.repeat(np.arange(2 * MAX_ATOMS), 10 + np.arange(2 * MAX_ATOMS) // MAX_ATOMS) ** 2
+    assert facts_of(values)[0].atoms == tuple(1_000.0 * np.arange(MAX_ATOMS, 2 * MAX_ATOMS) ** 2)
 
 
 def test_a_column_of_spikes_alone_keeps_a_spread() -> None:

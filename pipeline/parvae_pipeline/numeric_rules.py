@@ -19,6 +19,11 @@ MODE_SHARE = 0.3
 """A value that takes this share of the rows is a spike: no smooth density holds it."""
 ATOM_SHARE = 0.05
 """In a column with a spike, every value with this share is one."""
+MIN_HEAP_ROWS, HEAP_RATIO, HEAP_NEIGHBOURS = 10, 5.0, 3
+"""A value with so many rows, and so many times those that are usual among its neighbours on either side, is a spike
+too: the few sums that a gain can be, or round hours. Income is told from drawn rows of UCI Adult the worse the more
+`capital-gain` is smeared: from real rows with 10 % of noise in it alone the area under the ROC curve falls by 0.005."""
+MAX_ATOMS = 256
 TAIL_KURTOSIS, TAIL_RATIO = 30.0, 100.0
 """Kurtosis, or maximum over 99th percentile, from which on numbers of one sign are taken in logarithms."""
 STUDENT_KURTOSIS = 10.0
@@ -44,14 +49,14 @@ def numeric_facts(column: ColumnStatistics) -> tuple[NumericFacts, str]:
     standard deviation those of all rows.
     """
     values, counts = distinct_numbers(column)
-    atoms = _atoms(values, counts)
+    step = _step(column)
+    atoms = _atoms(column, values, counts, step)
     is_rest = ~np.isin(values, atoms)
     if not is_rest.any():  # every value is an atom; whatever else may come is spread like they are
         is_rest[:] = True
     values, counts = values[is_rest], counts[is_rest]
     shape = _shape(values, counts)
     kurtosis = max(shape.kurtosis, _kurtosis_of_extremes(column.moments) if not atoms else 0.0)
-    step = _step(column)
     transform = "none"
     is_date = column.family == "timestamp"  # its zero is a convention
     if (
@@ -103,11 +108,30 @@ def distinct_numbers(column: ColumnStatistics) -> tuple[NDArray[np.float64], NDA
     return values[order], counts[order]
 
 
-def _atoms(values: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, ...]:
+def _atoms(
+    column: ColumnStatistics, values: NDArray[np.float64], counts: NDArray[np.float64], step: float
+) -> tuple[float, ...]:
     shares = counts / counts.sum()
-    if len(values) < 2 or counts.sum() < MIN_ROWS_FOR_SHAPE or shares.max() < MODE_SHARE:
+    if len(values) < 2 or counts.sum() < MIN_ROWS_FOR_SHAPE:
         return ()
-    return tuple(values[shares >= ATOM_SHARE].tolist())
+    is_atom = (shares >= ATOM_SHARE) & (shares.max() >= MODE_SHARE)
+    # A date does not come again; and where the step between numbers is not known, neither are neighbours.
+    if column.family != "timestamp" and (step or not column.overflowed):
+        is_atom |= (counts >= MIN_HEAP_ROWS) & (counts >= HEAP_RATIO * _usual_counts(values, counts, step))
+    most_frequent = np.argsort(np.where(is_atom, -counts, 0.0), kind="stable")[: min(MAX_ATOMS, is_atom.sum())]
+    return tuple(np.sort(values[most_frequent]).tolist())
+
+
+def _usual_counts(values: NDArray[np.float64], counts: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """(V,) the median count of the neighbours of every value: places on the grid of `step`, else distinct values."""
+    places = np.rint((values - values[0]) / step) if step else np.arange(len(values), dtype=np.float64)
+    around = [offset for offset in range(-HEAP_NEIGHBOURS, HEAP_NEIGHBOURS + 1) if offset]
+    neighbours = places[:, np.newaxis] + around  # (V, 2 * HEAP_NEIGHBOURS)
+    found = np.searchsorted(places, neighbours).clip(max=len(places) - 1)
+    there = np.where(places[found] == neighbours, counts[found], 0.0)
+    outside = (neighbours < 0) | (neighbours > places[-1])
+    usual: NDArray[np.float64] = np.nanmedian(np.where(outside, np.nan, there), axis=1)
+    return usual
 
 
 def _shape(values: NDArray[np.float64], counts: NDArray[np.float64]) -> _Shape:
