@@ -154,7 +154,7 @@ class VariationalAutoencoder(nn.Module):
         """The terms of the ELBO, averaged over the codes mean + step * stddev for S `steps` (S, B or 1, L)."""
         codes = self._codes_at(mean, log_variance, steps)
         # All codes in one batch: a graph with a third of the nodes, which is what a single row waits for.
-        nats = self.column_nats({name: _repeated(rows, len(codes)) for name, rows in raw.items()}, torch.cat(codes))
+        nats = self.column_nats({name: repeated(rows, len(codes)) for name, rows in raw.items()}, torch.cat(codes))
         return ElboTerms(_mean_over_codes(nats, len(codes)), self.rate_at(mean, log_variance, steps))
 
     def rate_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class VariationalAutoencoder(nn.Module):
         if self.architecture.kind == "autoencoder":
             return -self.prior.log_prob(mean.detach())
         codes = self._codes_at(mean, log_variance, steps)
-        rates = self.prior.kl(_repeated(mean, len(codes)), _repeated(log_variance, len(codes)), torch.cat(codes))
+        rates = self.prior.kl(repeated(mean, len(codes)), repeated(log_variance, len(codes)), torch.cat(codes))
         return _mean_over_codes(rates, len(codes))
 
     def _codes_at(self, mean: Tensor, log_variance: Tensor, steps: Tensor) -> list[Tensor]:
@@ -231,7 +231,7 @@ class VariationalAutoencoder(nn.Module):
         return {block.name: part for block, part in zip(self.column_blocks, parts, strict=True)}
 
 
-def _repeated(rows: Tensor, num_codes: int) -> Tensor:
+def repeated(rows: Tensor, num_codes: int) -> Tensor:
     """(S * B, ...) the rows once for every code."""
     return rows if num_codes == 1 else torch.cat([rows] * num_codes)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from parvae_pipeline.model import RawBatch, VariationalAutoencoder
+from parvae_pipeline.model import RawBatch, VariationalAutoencoder, repeated
 from parvae_pipeline.priors import StandardNormal
 
 TRIMMED_SHARE = 0.2
@@ -66,9 +66,16 @@ def negative_importance_weighted_bound(
     """-log of the mean of S importance weights: closer to the likelihood as S grows (Burda et al. 2016)."""
     assert not free_bits_nats, "free bits are a bound on the rate, which this objective has not"
     mean, log_variance = posterior
-    stddev = torch.exp(0.5 * log_variance)
-    weights = [model.log_weights(raw, mean, log_variance, mean + step * stddev, kl_weight) for step in noise.unbind(0)]
-    return math.log(len(weights)) - torch.logsumexp(torch.stack(weights), dim=0)
+    num_samples = len(noise)
+    codes = mean + noise * torch.exp(0.5 * log_variance)  # (S, B, L)
+    weights = model.log_weights(
+        {name: repeated(rows, num_samples) for name, rows in raw.items()},
+        repeated(mean, num_samples),
+        repeated(log_variance, num_samples),
+        codes.flatten(0, 1),
+        kl_weight,
+    )
+    return math.log(num_samples) - torch.logsumexp(weights.unflatten(0, (num_samples, -1)), dim=0)
 
 
 OBJECTIVES: Mapping[str, Objective] = {"elbo": negative_elbo, "iwae": negative_importance_weighted_bound}
