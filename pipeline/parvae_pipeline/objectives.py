@@ -75,7 +75,7 @@ def negative_importance_weighted_bound(
         codes.flatten(0, 1),
         kl_weight,
     )
-    return math.log(num_samples) - torch.logsumexp(weights.unflatten(0, (num_samples, -1)), dim=0)
+    return math.log(num_samples) - torch.logsumexp(weights.reshape(num_samples, -1), dim=0)
 
 
 OBJECTIVES: Mapping[str, Objective] = {"elbo": negative_elbo, "iwae": negative_importance_weighted_bound}
