@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from parvae.sessions import Sessions
 from parvae.storage import Place, place_of, write_whole
 from parvae_export.card import model_card
 from parvae_export.graphs import GRAPHS, Graph, ScoreGraph
+from parvae_export.int8 import Int8Report, compare_int8, in_int8
 from parvae_export.onnx_graph import to_onnx
 from parvae_export.parity import check_parity
 from parvae_export.rows import edge_rows, graph_inputs, sampled_rows
@@ -62,17 +64,23 @@ class ExportResult:
     from_real_rows: bool
     negative_elbo_nats: float
     """Mean score of the calibration rows, by the exported graph."""
+    int8: Int8Report | None = None
+    """What hidden layers in 8 bits changed, where they were asked for."""
 
 
 def export(
     checkpoint_path: str | Place,
     output: str | Place | None = None,
     *,
+    int8: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> ExportResult:
     """Write `model.vae` beside the checkpoint (or to `output`), whole or not at all.
 
-    Raises BundleError when the file is no checkpoint, or a graph disagrees with torch.
+    With `int8` the hidden layers of the verified graphs are put in 8 bits; calibration and golden rows are of those.
+
+    Raises BundleError when the file is no checkpoint, or a graph disagrees with torch, and SettingError when there is
+    no layer to put in 8 bits.
     """
     checkpoint = read_checkpoint(checkpoint_path)
     path = place_of(output) if output is not None else place_of(checkpoint_path).with_name("model.vae")
@@ -92,14 +100,22 @@ def export(
         graphs[role] = content
         errors.append(error)
 
+    inputs = graph_inputs(checkpoint.schema, rows)
+    report = None
+    if int8:
+        announce("int8: quantising the hidden layers")
+        float_graphs = graphs
+        graphs = in_int8(graphs, _inputs_of_all(modules, checkpoint, float_graphs, inputs))
+        report = compare_int8(float_graphs, graphs, inputs)
     announce("calibrating on the exported graphs")
     sessions = Sessions(graphs, threads=1, low_memory=False)
-    inputs = graph_inputs(checkpoint.schema, rows)
     outputs, posterior = _outputs("score", sessions, inputs), _outputs("encode", sessions, inputs)
     scores = outputs.get("strangeness", outputs["score"])
     usual: Arrays = {name: _usual(outputs[name]) for name in ("contributions", "conditional") if name in outputs}
     calibration = Calibration(scores=np.sort(scores), from_real_rows=from_real_rows, typical=usual)
     manifest = _manifest(checkpoint, graphs, calibration)
+    if report is not None:
+        manifest["int8"] = dataclasses.asdict(report)
     manifest["codes"] = CodeGrid.fit(posterior["mean"], posterior["stddev"]).to_json()
     if strangeness is not None:
         manifest["score"]["strangeness"] = {
@@ -121,7 +137,20 @@ def export(
         num_calibration_rows=len(calibration.scores),
         from_real_rows=from_real_rows,
         negative_elbo_nats=float(np.mean(outputs["score"], dtype=np.float64)),
+        int8=report,
     )
+
+
+def _inputs_of_all(
+    modules: dict[str, Graph], checkpoint: Checkpoint, graphs: dict[str, bytes], inputs: Arrays
+) -> dict[str, Arrays]:
+    """Inputs of every graph: rows, noise, and for the decoder the codes of the rows."""
+    codes = _outputs("encode", Sessions(graphs, threads=1, low_memory=False), inputs)["mean"]
+    found = {}
+    for role, graph in modules.items():
+        takes_columns = graph.input_names == graph.block_names
+        found[role] = inputs if takes_columns else _examples(graph, checkpoint, inputs)
+    return {**found, "decode": {"z": codes}}
 
 
 def _strangeness(checkpoint: Checkpoint, rows: Arrays) -> Strangeness | None:

@@ -18,6 +18,8 @@ CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions", "strangeness",
 """Outputs without whole numbers or nulls."""
 ABSOLUTE_TOLERANCE = dict.fromkeys(("score", "contributions", "strangeness", "parts", "conditional"), 0.001)
 DEFAULT_ABSOLUTE_TOLERANCE = 1e-5
+INT8_TOLERANCE_FACTOR = 100.0
+"""Of a bundle with layers in 8 bits: a number between two of 256 steps may fall to either side."""
 MAX_EDGE_SHARE = 1e-3
 """A float on the edge between two whole numbers, levels or nulls may fall to either side: at most this share of values
 (or one value), and whole numbers by at most 1."""
@@ -40,10 +42,14 @@ def replay(bundle: Bundle, *, threads: int = 1) -> list[Check]:
     """Run every graph on the golden rows and compare with the golden numbers."""
     golden = read_golden(bundle.members["golden.npz"])
     sessions = Sessions({graph: bundle.members[f"{graph}.onnx"] for graph in GRAPHS}, threads=threads, low_memory=False)
+    factor = INT8_TOLERANCE_FACTOR if "int8" in bundle.manifest else 1.0
     checks: list[Check] = []
     for graph in GRAPHS:
         outputs = sessions.run(graph, golden[graph]["in"])
-        checks += [compare(graph, name, outputs[name], wanted) for name, wanted in golden[graph]["out"].items()]
+        checks += [
+            compare(graph, name, outputs[name], wanted, tolerance_factor=factor)
+            for name, wanted in golden[graph]["out"].items()
+        ]
     return checks
 
 
@@ -72,13 +78,20 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "latent_size": manifest["latent_size"],
         "negative_elbo_nats": manifest["metrics"]["negative_elbo_nats"],
         "calibration_rows": len(manifest["calibration"]["scores"]),
+        "hidden_layers": "int8" if "int8" in manifest else "float32",
         "holds_real_rows": manifest.get("holds_real_rows", manifest["calibration"]["from_real_rows"]),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
     }
 
 
 def compare(
-    graph: str, output: str, found: NDArray[Any], wanted: NDArray[Any], *, like: NDArray[Any] | None = None
+    graph: str,
+    output: str,
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    *,
+    like: NDArray[Any] | None = None,
+    tolerance_factor: float = 1.0,
 ) -> Check:
     """Compare one output with what it should be.
 
@@ -100,6 +113,7 @@ def compare(
     more = wanted if like is None else like.astype(np.float64)
     scale = np.maximum(1.0, np.max(np.where(np.isfinite(more), np.abs(more), 0.0), axis=0, initial=0.0))
     limit = ABSOLUTE_TOLERANCE.get(output, DEFAULT_ABSOLUTE_TOLERANCE) * scale + RELATIVE_TOLERANCE * size
+    limit *= tolerance_factor
     with np.errstate(invalid="ignore"):
         both_whole = (found == np.rint(found)) & (wanted == np.rint(wanted))
         beyond = ~null & ~found_null & (difference > limit)

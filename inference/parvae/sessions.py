@@ -61,8 +61,6 @@ def open_session(graph: bytes, threads: int, low_memory: bool = False) -> onnxru
     options.log_severity_level = 3  # errors only
     # Spinning threads burn a core between calls for no gain at these sizes (measured: 0.455 against 0.053 CPU-s).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without it, AVX2 and AVX-512 machines without VNNI overflow in int8 graphs and give other numbers.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     options.enable_cpu_mem_arena = not low_memory
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
