@@ -1,6 +1,6 @@
 """Synthetic rows of UCI Adult: trained, exported and sampled by the commands, beside CTGAN's TVAE.
 
-    python benchmarks/synthesis.py [--budget 4m] [--epochs 100] [--cures]
+    python benchmarks/synthesis.py [--budget 5m] [--epochs 100] [--cures]
 
 6,000 rows are drawn from each model and judged against the 6,000 test rows: SDMetrics column shapes and column pair
 trends (1 is best), and the AUC on the test rows of a gradient-boosting classifier of `income` trained on the drawn
@@ -38,7 +38,7 @@ CURES = {
 def main() -> None:
     """Train each contender and judge its rows."""
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--budget", default="4m", help="time for our training, on one thread")
+    arguments.add_argument("--budget", default="5m", help="time for our training, on one thread")
     arguments.add_argument("--epochs", type=int, default=100, help="epochs of TVAE")
     arguments.add_argument("--cures", action="store_true", help="train without the cures of a textbook VAE too")
     arguments.add_argument("--run", type=Path, help="a run folder that is trained and exported already")

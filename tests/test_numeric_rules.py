@@ -101,6 +101,10 @@ def test_smooth_numbers_that_come_again_have_no_spikes(values: NDArray[Any]) -> 
     assert facts_of(values)[0].atoms == ()
 
 
+def test_a_few_copies_are_no_spike() -> None:
+    assert facts_of(np.append(RNG.normal(size=NUM_ROWS), [0.5] * 12))[0].atoms == ()
+
+
 def test_days_that_come_again_are_no_spikes_of_time() -> None:
     days = np.where(RNG.random(NUM_ROWS) < 0.2, 0, RNG.integers(0, 10_000, NUM_ROWS))
     table = pa.table({"x": days.astype("datetime64[D]").astype("datetime64[us]")})

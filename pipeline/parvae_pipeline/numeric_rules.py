@@ -23,6 +23,8 @@ MIN_HEAP_ROWS, HEAP_RATIO, HEAP_NEIGHBOURS = 10, 5.0, 3
 """A value with so many rows, and so many times those that are usual among its neighbours on either side, is a spike
 too: the few sums that a gain can be, or round hours. Income is told from drawn rows of UCI Adult the worse the more
 `capital-gain` is smeared: from real rows with 10 % of noise in it alone the area under the ROC curve falls by 0.005."""
+MIN_HEAPS_SHARE = 0.01
+"""Heaps of fewer rows altogether are chance."""
 MAX_ATOMS = 256
 TAIL_KURTOSIS, TAIL_RATIO = 30.0, 100.0
 """Kurtosis, or maximum over 99th percentile, from which on numbers of one sign are taken in logarithms."""
@@ -117,7 +119,9 @@ def _atoms(
     is_atom = (shares >= ATOM_SHARE) & (shares.max() >= MODE_SHARE)
     # A date does not come again; and where the step between numbers is not known, neither are neighbours.
     if column.family != "timestamp" and (step or not column.overflowed):
-        is_atom |= (counts >= MIN_HEAP_ROWS) & (counts >= HEAP_RATIO * _usual_counts(values, counts, step))
+        is_heap = (counts >= MIN_HEAP_ROWS) & (counts >= HEAP_RATIO * _usual_counts(values, counts, step))
+        if shares[is_heap].sum() >= MIN_HEAPS_SHARE:
+            is_atom |= is_heap
     most_frequent = np.argsort(np.where(is_atom, -counts, 0.0), kind="stable")[: min(MAX_ATOMS, is_atom.sum())]
     return tuple(np.sort(values[most_frequent]).tolist())
 
