@@ -46,7 +46,7 @@ from parvae_pipeline.train import train
 
 ALPHAS = (0.05, 0.01)
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "clean": {"model": {"denoising": True, "width": 128}, "train": {"max_steps": 1_500, "threads": 1}},
+    "clean": {"model": {"denoising": True, "width": 128}, "train": {"max_steps": 4_000, "threads": 1}},
     "contaminated": {"model": {"denoising": True, "width": 128}, "train": {"contaminated": True, "threads": 1}},
 }
 Matrix = NDArray[np.float64]

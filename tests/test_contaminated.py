@@ -59,7 +59,8 @@ def test_a_crowd_of_anomalies_is_far_from_a_fifth_of_contaminated_rows() -> None
     distance = {}
     for contaminated in (True, False):
         strangeness = Strangeness(model, {"numeric": rows}, keep_rows=True, contaminated=contaminated)
-        strangeness.coreset = model.features({"numeric": rows})  # the crowd is in it, whatever was left out
+        # The crowd is in it, whatever was left out.
+        strangeness.coreset = model.features({"numeric": rows}) - strangeness.origin
         with torch.no_grad():
             distance[contaminated] = strangeness._to_coreset(strangeness.distances({"numeric": rows}))[0]
     assert distance[True][:50].min() > distance[True][50:].median()

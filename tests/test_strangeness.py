@@ -23,7 +23,7 @@ from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.roles import infer_schema
 from parvae_pipeline.statistics import statistics_of
-from parvae_pipeline.strangeness import Strangeness, choose_coreset
+from parvae_pipeline.strangeness import SMALLEST_DISTANCE, Strangeness, choose_coreset
 from parvae_pipeline.train import train
 
 NUM_ROWS = 1_200
@@ -199,3 +199,16 @@ def test_the_residuals_of_typical_rows_are_whitened() -> None:
         white = values @ whitening
         torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), atol=0.05, rtol=0)
     assert not torch.allclose(strangeness.whitening, strangeness.hidden_whitening)
+
+
+def test_short_distances_far_from_zero_are_exact() -> None:
+    model = VariationalAutoencoder(
+        schema_of(numeric_column("a"), numeric_column("b")), architecture(denoising=True)
+    ).eval()
+    rows = 9.0 + 0.01 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strangeness = Strangeness(model, {"numeric": rows}, keep_rows=True)
+    with torch.no_grad():
+        found = strangeness.distances({"numeric": rows}).double()
+        features = model.features({"numeric": rows}).double()
+    wanted = torch.sqrt((features.unsqueeze(1) - features).square().sum(dim=2) + SMALLEST_DISTANCE**2)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0.0)

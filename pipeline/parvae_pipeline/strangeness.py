@@ -48,6 +48,7 @@ class Strangeness(nn.Module):
 
     whitening: Tensor
     hidden_whitening: Tensor
+    origin: Tensor
     coreset: Tensor
     log_usual: Tensor
     centre: Tensor
@@ -120,7 +121,7 @@ class Strangeness(nn.Module):
 
     def distances(self, raw: RawBatch) -> Tensor:
         """(B, N) to the rows of the coreset."""
-        x, rows = self.model.features(raw), self.coreset
+        x, rows = self.model.features(raw) - self.origin, self.coreset
         squared = x.square().sum(dim=1, keepdim=True) + rows.square().sum(dim=1) - 2.0 * x @ rows.T
         return torch.sqrt(squared.clamp(min=0.0) + SMALLEST_DISTANCE**2)
 
@@ -155,7 +156,10 @@ class Strangeness(nn.Module):
         self.register_buffer("hidden_whitening", _whitening(hidden_residual))
         parts = self._model_parts(nats, residual, hidden_residual)
         if self.has_coreset:
-            self.register_buffer("coreset", torch.cat([self.model.features(batch) for batch in batches]))
+            features = torch.cat([self.model.features(batch) for batch in batches])
+            # From their middle: far from 0 the square of a short distance would be a small difference of large numbers.
+            self.register_buffer("origin", features.mean(dim=0))
+            self.register_buffer("coreset", features - self.origin)
             apart = []  # distances of the rows to each other, not to themselves
             for index, batch in enumerate(batches):
                 distances = self.distances(batch)
