@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -14,6 +17,22 @@ import pyarrow.parquet as pq
 from parvae.errors import DataError, listed
 
 SUFFIXES = (".parquet", ".pq")
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_INTEGER = re.compile(r"-?\d{1,18}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A column that a folder above a file names as Hive does (`year=2020`), of one value."""
+
+    name: str
+    value: int | str | None
+    is_integer: bool
+
+    @property
+    def field(self) -> pa.Field:
+        """Name and type of the column: the same for every file, also where the value is null."""
+        return pa.field(self.name, pa.int64() if self.is_integer else pa.string())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +46,22 @@ class DataFile:
     """Path below the folder or glob that named it; outputs are named by it."""
     num_bytes: int
     modified_ns: int
+    partitions: tuple[Partition, ...] = ()
+
+    def schema_with_partitions(self, schema: pa.Schema) -> pa.Schema:
+        """The schema of the file with the columns of `partitions`, but those that the file itself holds."""
+        for partition in self.partitions:
+            if partition.name not in schema.names:
+                schema = schema.append(partition.field)
+        return schema
+
+    def with_partitions(self, table: pa.Table) -> pa.Table:
+        """Rows of the file with the columns of `partitions`, but those that the file itself holds."""
+        for partition in self.partitions:
+            if partition.name not in table.column_names:
+                value = pa.scalar(partition.value, partition.field.type)
+                table = table.append_column(partition.field, pa.repeat(value, table.num_rows))
+        return table
 
     def open(self, *, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         """The file, its footer read unless `metadata` is that footer.
@@ -56,13 +91,14 @@ class DataFile:
 def find_files(paths: Sequence[str]) -> list[DataFile]:
     """All Parquet files that `paths` name, in the order of `paths`, those of a folder or glob sorted by path.
 
-    Hidden files and those that start with an underscore are left out of folders.
+    Hidden files and those that start with an underscore are left out of folders. Folders right above a file that are
+    named as Hive does (`year=2020`) make columns of it.
     Raises DataError when a path does not exist, a folder or glob holds no Parquet file.
     """
     if not paths:
         raise DataError("no data given: name a Parquet file, a folder, a glob or a URL")
     files = [file for path in paths for file in _files_of(path)]
-    return list({file.path: file for file in files}.values())
+    return _with_partitions(list({file.path: file for file in files}.values()))
 
 
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
@@ -112,6 +148,41 @@ def _files_of(path: str) -> list[DataFile]:
             f"there are files of kind {listed(kinds)})"
         )
     return sorted(found, key=lambda file: file.path)
+
+
+def _with_partitions(files: list[DataFile]) -> list[DataFile]:
+    """The files with what their folders say; a column is of whole numbers where all its values are."""
+    named = [_partitions_in(file.path) for file in files]
+    texts: dict[str, set[str]] = {}
+    for pairs in named:
+        for name, text in pairs:
+            texts.setdefault(name, set()).update([] if text is None else [text])
+    integers = {name for name, found in texts.items() if found and all(map(_INTEGER.fullmatch, found))}
+    return [
+        dataclasses.replace(
+            file,
+            partitions=tuple(
+                Partition(
+                    name=name,
+                    value=text if text is None or name not in integers else int(text),
+                    is_integer=name in integers,
+                )
+                for name, text in pairs
+            ),
+        )
+        for file, pairs in zip(files, named, strict=True)
+    ]
+
+
+def _partitions_in(path: str) -> list[tuple[str, str | None]]:
+    """Name and value of every folder `name=value` right above a file, the outermost first."""
+    found: list[tuple[str, str | None]] = []
+    for folder in reversed(path.split("/")[:-1]):
+        name, equals, value = folder.partition("=")
+        if not name or not equals:
+            break
+        found.append((unquote(name), None if value == HIVE_NULL else unquote(value)))
+    return found[::-1]
 
 
 def _is_data(entry: pafs.FileInfo, root: str, pattern: list[str] | None) -> bool:

@@ -35,7 +35,8 @@ def score_files(vae: VAE, files: Sequence[DataFile]) -> NDArray[np.float32]:
             with file.open() as parquet:
                 columns = [column.name for column in vae.schema.modelled]
                 batches = parquet.iter_batches(BATCH_ROWS, columns=columns)  # those it lacks are left to `score`
-                parts.extend(vae.score(pa.Table.from_batches([batch])).score for batch in batches)
+                tables = (file.with_partitions(pa.Table.from_batches([batch])) for batch in batches)
+                parts.extend(vae.score(table).score for table in tables)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
         except DataError as error:

@@ -146,7 +146,7 @@ def _batches(file: DataFile, parquet: pq.ParquetFile, groups: range | None) -> I
     """(row group, rows); one empty table for an empty file."""
     footer = parquet.metadata
     if not footer.num_rows:
-        yield 0, without_structs(parquet.schema_arrow.empty_table())
+        yield 0, file.with_partitions(without_structs(parquet.schema_arrow.empty_table()))
         return
     for group in range(footer.num_row_groups) if groups is None else groups:
         facts = footer.row_group(group)
@@ -161,4 +161,4 @@ def _batches(file: DataFile, parquet: pq.ParquetFile, groups: range | None) -> I
                 raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
             if batch is None:
                 break
-            yield group, without_structs(pa.Table.from_batches([batch]))
+            yield group, file.with_partitions(without_structs(pa.Table.from_batches([batch])))

@@ -57,7 +57,7 @@ class UnitTables:
             with file.open(metadata=self._footer(int(units.file_index[unit]))) as parquet:
                 batches = parquet.iter_batches(chunk_rows, row_groups=[group], columns=self._columns, use_threads=False)
                 for batch in batches:
-                    yield first, without_structs(pa.Table.from_batches([batch]))
+                    yield first, file.with_partitions(without_structs(pa.Table.from_batches([batch])))
                     first += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file.path}: row group {group} cannot be read ({error}); replace the file") from error

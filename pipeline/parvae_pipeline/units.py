@@ -92,6 +92,7 @@ class Footer(HoldsSchema):
     """What the plan keeps of one file's footer. Letter in shapes: g row groups that hold rows."""
 
     schema: pa.Schema
+    """Of the file itself: what its folders name is not kept, for its type depends on the other files."""
     row_group: NDArray[np.int32]
     """(g,)"""
     num_rows: NDArray[np.int64]
@@ -125,7 +126,7 @@ def units_of(files: Sequence[DataFile], footers: Iterable[Footer]) -> Units:
     schema: pa.Schema | None = None
     parts = []
     for index, (file, footer) in enumerate(zip(files, footers, strict=True)):
-        schema = _joined(file, footer.schema, schema)
+        schema = _joined(file, file.schema_with_partitions(footer.schema), schema)
         file_index = np.full(len(footer.row_group), index, np.int32)
         parts.append((file_index, footer.row_group, footer.num_rows, footer.num_bytes))
     file_index, row_group, num_rows, num_bytes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -40,15 +40,13 @@ def compress_files(
     sink: BinaryIO, files: Sequence[DataFile], *, bounds: Mapping[str, Any] | None, effort: int
 ) -> dict[str, int]:
     """Compress Parquet files of one schema, one after the other, a block at a time."""
-    with files[0].open() as parquet:
-        schema = parquet.schema_arrow
+    schema = _schema_of(files[0])
 
     def batches() -> Iterator[Batch]:
         num_batches = 0
         for file in files:
-            with file.open() as parquet:
-                if not parquet.schema_arrow.equals(schema):
-                    raise DataError(f"{file.path} has other columns than {files[0].path}; compress them apart")
+            if not _schema_of(file).equals(schema):
+                raise DataError(f"{file.path} has other columns than {files[0].path}; compress them apart")
             for batch in file_batches(file):
                 num_batches += 1
                 yield batch
@@ -65,7 +63,12 @@ def file_batches(file: DataFile) -> Iterator[Batch]:
         row_bytes = sum(group.total_byte_size for group in groups) / max(1, parquet.metadata.num_rows)
         row_bytes = max(row_bytes, sum(_width(field.type) for field in parquet.schema_arrow))
         for batch in parquet.iter_batches(batch_size=rows_of_a_block(row_bytes)):
-            yield batch_of(pa.Table.from_batches([batch]))
+            yield batch_of(file.with_partitions(pa.Table.from_batches([batch])))
+
+
+def _schema_of(file: DataFile) -> pa.Schema:
+    with file.open() as parquet:
+        return file.schema_with_partitions(parquet.schema_arrow)
 
 
 def _width(kind: pa.DataType) -> float:
