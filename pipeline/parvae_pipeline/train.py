@@ -46,6 +46,10 @@ CHANNELS, NARROW_CHANNELS, MIN_EPOCHS_OF_WIDE = 32, 16, 20
 MIN_ROWS_FOR_FLOW = 5_000
 MIN_BATCH, MAX_BATCH = 128, 1024
 STEPS_PER_EPOCH = 200
+MANY_ROWS, MIN_BATCH_OF_MANY = 20_000, 256
+"""A step of 256 rows takes 1.4 times as long as one of 128 where the network is small (Adult: 19.2 and 14.0 ms). Adult,
+5 minutes on one core, 128 and 256: 17.11 and 17.02 nats a row held out; a classifier trained on drawn rows reaches an
+AUC of 0.897 and 0.904."""
 MAX_EVALUATION_SHARE = 0.04
 """Share of the training that evaluations may take."""
 MIN_EVALUATIONS = 4
@@ -283,8 +287,9 @@ def choose_latent_size(schema: Schema) -> int:
 
 
 def choose_batch_size(num_training_rows: int) -> int:
-    """A power of two that leaves about 200 steps an epoch."""
-    return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), MIN_BATCH, MAX_BATCH))
+    """A power of two that leaves about 200 steps an epoch, and at least 128; 256 where there are many rows."""
+    least = MIN_BATCH_OF_MANY if num_training_rows >= MANY_ROWS else MIN_BATCH
+    return int(np.clip(2 ** int(np.log2(max(1, num_training_rows / STEPS_PER_EPOCH))), least, MAX_BATCH))
 
 
 def choose_schedule(settings: TrainSettings, reader: Reader, num_held_out_rows: int, world: World) -> Schedule:
