@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,27 @@ def test_settings_of_the_machine_do_not_change_the_numbers(
 ) -> None:
     other = parvae.load(mixed_bundle, **settings)
     np.testing.assert_allclose(other.score(rows).nats, vae.score(rows).nats, rtol=1e-5)
+
+
+def test_a_model_loads_from_bytes_and_from_inside_a_zip(mixed_bundle: Path, rows: Rows, tmp_path: Path) -> None:
+    wanted = parvae.load(mixed_bundle).score(rows).nats.tobytes()
+    assert parvae.load(mixed_bundle.read_bytes()).score(rows).nats.tobytes() == wanted
+    with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(mixed_bundle, "app/model.vae")
+    with zipfile.ZipFile(tmp_path / "app.zip") as archive, archive.open("app/model.vae") as file:
+        assert parvae.load(file).score(rows).nats.tobytes() == wanted
+
+
+def test_a_model_loads_from_a_package_that_is_imported_from_a_wheel(
+    mixed_bundle: Path, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "app-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("app_with_a_model/__init__.py", "")
+        wheel.write(mixed_bundle, "app_with_a_model/model.vae")
+    monkeypatch.syspath_prepend(tmp_path / "app-1-py3-none-any.whl")
+    resource = importlib.resources.files("app_with_a_model") / "model.vae"
+    with resource.open("rb") as file:
+        assert parvae.load(file).score(rows).nats.tobytes() == parvae.load(mixed_bundle).score(rows).nats.tobytes()
 
 
 def test_a_model_says_what_it_is(vae: VAE, digits: VAE) -> None:
