@@ -19,8 +19,8 @@ from parvae.cli import vae as cli
 from parvae.errors import DataError
 from parvae.files import find_files
 from parvae.recalibration import score_files
-from parvae_pipeline.roles import infer_schema
-from parvae_pipeline.scan import scan
+from parvae_pipeline.config import DataSettings
+from parvae_pipeline.data_plan import KeptPlan, plan_data
 from parvae_pipeline.units import plan_units
 
 YEARS = ("2020", "2021", "__HIVE_DEFAULT_PARTITION__")
@@ -62,17 +62,16 @@ def test_folders_count_only_right_above_the_file(tmp_path: Path) -> None:
     assert file.partitions == ()
 
 
-def test_training_sees_them_as_columns(tree: Path) -> None:
-    units = plan_units(find_files([str(tree)]))
-    schema = infer_schema(scan(units), overrides={"year": "category"}, label=None)
-    assert [(column.name, column.role) for column in schema] == [
-        ("x", Role.NUMERIC),
-        ("year", Role.CATEGORY),
-        ("region", Role.CATEGORY),
-    ]
-    assert schema["year"].num_nulls == 120
-    flat = ds.dataset(tree, partitioning="hive").to_table()
-    path = write_parquet(tree.parent / "flat.parquet", flat.set_column(1, "year", flat["year"].cast(pa.int64())))
+def test_training_sees_them_as_columns_where_that_is_asked_for(tree: Path) -> None:
+    data = DataSettings(paths=(str(tree),), columns={"region": "category"})
+    schema = plan_data(data, KeptPlan()).schema
+    assert {column.name: column.role for column in schema} == {
+        "x": Role.NUMERIC,
+        "year": Role.IGNORED,
+        "region": Role.CATEGORY,
+    }
+    assert schema["year"].reason == "named by the folders; --columns year:category has it modelled"
+    path = write_parquet(tree.parent / "flat.parquet", ds.dataset(tree, partitioning="hive").to_table())
     for name, wanted in read_rows([path], schema).items():
         assert np.array_equal(read_rows([str(tree)], schema)[name], wanted)
 

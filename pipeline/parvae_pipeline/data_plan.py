@@ -89,7 +89,13 @@ def plan_data(
     schema_of = hashlib.sha256(json.dumps(roles_follow_from).encode()).hexdigest()
     if kept.schema is not None and kept.schema_of == schema_of and is_dated:
         return DataPlan(units=units, schema=kept.schema, to_keep=None)
-    schema = infer_schema(scan(units), overrides=data.columns, label=data.label, with_shapes=with_shapes)
+    schema = infer_schema(
+        scan(units),
+        overrides=data.columns,
+        label=data.label,
+        with_shapes=with_shapes,
+        folder_columns=units.folder_columns,
+    )
     metadata = {SCHEMA_KEY: json.dumps(schema.to_json()), SCHEMA_OF_KEY: schema_of}
     return DataPlan(units=units, schema=schema, to_keep=_parquet(units, schemas, metadata))
 

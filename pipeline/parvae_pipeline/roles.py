@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -50,10 +50,13 @@ def infer_schema(
     overrides: Mapping[str, str],
     label: str | None,
     with_shapes: bool = True,
+    folder_columns: Collection[str] = (),
 ) -> Schema:
     """The schema of a data set: a role for every column, those in `overrides` and the label as named.
 
-    Numbers get the density that their shape suggests, or `with_shapes` False a Gaussian.
+    Numbers get the density that their shape suggests, or `with_shapes` False a Gaussian. What folders name
+    (`folder_columns`) is left out unless a role is named: most often it is the date of the files, which new rows never
+    share with those of training.
 
     Raises DataError when there are too few rows or nothing is left to model, SettingError when a named column does not
     exist, a role is unknown, or a column cannot play the role it is given.
@@ -69,6 +72,7 @@ def infer_schema(
             column,
             Role.LABEL.value if name == label else overrides.get(name),
             by_label=name == label,
+            by_folder=name in folder_columns,
             with_shapes=with_shapes,
         )
         for name, column in statistics.items()
@@ -95,7 +99,9 @@ def parse_overrides(text: str) -> dict[str, str]:
     return pairs
 
 
-def _column(statistics: ColumnStatistics, override: str | None, *, by_label: bool, with_shapes: bool) -> Column:
+def _column(
+    statistics: ColumnStatistics, override: str | None, *, by_label: bool, by_folder: bool, with_shapes: bool
+) -> Column:
     if override is not None:
         if override not in list(Role):
             raise SettingError(
@@ -103,6 +109,8 @@ def _column(statistics: ColumnStatistics, override: str | None, *, by_label: boo
                 f"{listed([role.value for role in Role])}"
             )
         role, reason = Role(override), "named as the label" if by_label else "named by --columns"
+    elif by_folder:
+        role, reason = Role.IGNORED, f"named by the folders; --columns {statistics.name}:category has it modelled"
     else:
         role, reason = _suggest(statistics)
     arrow_type = str(statistics.arrow_type)

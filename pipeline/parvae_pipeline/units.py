@@ -54,6 +54,8 @@ class Units(HoldsSchema):
     """(u,) decompressed size of the planned columns, as encoded in the file."""
     first_row: NDArray[np.int64]
     """(u,) number of the unit's first row in the data set."""
+    folder_columns: frozenset[str] = frozenset()
+    """Columns of `schema` that are not in the files: folders name them."""
 
     def __len__(self) -> int:
         return len(self.num_rows)
@@ -84,6 +86,7 @@ class Units(HoldsSchema):
             num_rows=self.num_rows[chosen].copy(),
             num_bytes=self.num_bytes[chosen].copy(),
             first_row=self.first_row[chosen] - self.first_row[first],
+            folder_columns=self.folder_columns,
         )
 
 
@@ -124,8 +127,10 @@ def units_of(files: Sequence[DataFile], footers: Iterable[Footer]) -> Units:
     Raises DataError naming the file that disagrees with those before it about its columns.
     """
     schema: pa.Schema | None = None
+    in_files: set[str] = set()
     parts = []
     for index, (file, footer) in enumerate(zip(files, footers, strict=True)):
+        in_files.update(footer.schema.names)
         schema = _joined(file, file.schema_with_partitions(footer.schema), schema)
         file_index = np.full(len(footer.row_group), index, np.int32)
         parts.append((file_index, footer.row_group, footer.num_rows, footer.num_bytes))
@@ -138,6 +143,7 @@ def units_of(files: Sequence[DataFile], footers: Iterable[Footer]) -> Units:
         num_rows=num_rows,
         num_bytes=num_bytes,
         first_row=np.cumsum(num_rows) - num_rows,
+        folder_columns=frozenset(schema.names if schema else ()) - in_files,
     )
 
 
