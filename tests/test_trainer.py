@@ -135,6 +135,12 @@ def independent_rows() -> Rows:
     return schema, select(rows, ~is_held_out), select(rows, is_held_out)
 
 
+def test_averaged_weights_keep_no_graph_of_the_steps(people: Rows) -> None:
+    trainer = trainer_for(people)
+    trainer.fit()
+    assert all(weight.is_leaf and not weight.requires_grad for weight in trainer.averaged.parameters())
+
+
 def test_a_collapse_is_warmed_up_again_once_and_said() -> None:
     events: list[dict[str, Any]] = []
     reports: list[tuple[int, float]] = []

@@ -223,7 +223,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(progress.step) * progress.rate_factor
         self.optimizer.step()
-        torch._foreach_lerp_(self._averaged_parameters, self._parameters, 1.0 - schedule.ema_decay(progress.step))
+        with torch.no_grad():  # else each step would hang its node on the graph of the one before, and keep all of them
+            torch._foreach_lerp_(self._averaged_parameters, self._parameters, 1.0 - schedule.ema_decay(progress.step))
         return [loss.detach()]
 
     def _objective(
