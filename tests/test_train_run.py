@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from parvae_pipeline.reader import select
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.split import Split
 from parvae_pipeline.train import Plan, Result, train
-from parvae_pipeline.trainer import Report
+from parvae_pipeline.trainer import FIRST_TIMING_STEP, Report
 
 NUM_STEPS = 80
 
@@ -168,6 +169,19 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
         assert torch.equal(found[name], expected[name]), name
     events = [record for record in RunFolder(tmp_path / "run").metrics() if record.get("event") == "resume"]
     assert [event["step"] for event in events] == [plans[0].resumed_at_step]
+
+
+def test_a_resumed_run_has_only_the_time_that_is_left_of_its_budget(data: str, tmp_path: Path) -> None:
+    quick = quick_settings(data, budget_s=600.0, checkpoint_every_s=0.0)
+    settings = dataclasses.replace(quick, train=dataclasses.replace(quick.train, max_steps=None))
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "run", report=stopping_at(1, KeyboardInterrupt()))
+    run = RunFolder(tmp_path / "run")
+    state = run.load_state()
+    assert state is not None
+    run.save_state({**state, "progress": {**state["progress"], "elapsed_s": 599.9}})
+    result = train(settings, tmp_path / "run")
+    assert result.num_steps <= state["progress"]["step"] + FIRST_TIMING_STEP
 
 
 def test_a_stopped_run_keeps_the_same_best_checkpoint(finished: tuple[Path, Result], data: str, tmp_path: Path) -> None:

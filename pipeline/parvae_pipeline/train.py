@@ -149,7 +149,8 @@ def train(
     else:
         architecture = choose_architecture(settings.model, schema)
     model = _first_model(schema, architecture, data.first_rows, settings.train.seed)
-    deadline_s = _deadline(settings.train, started_s)
+    spent_s = 0.0 if state is None else state["progress"]["elapsed_s"]
+    deadline_s = _deadline(settings.train, started_s - spent_s)
     is_open = architecture.network == "image" and settings.model.channels is None
     if state is None and is_open and deadline_s is not None:
         rows = select(data.first_rows, slice(0, data.reader.batch_size))
