@@ -1,6 +1,6 @@
 """Numbers: how numeric columns enter the network, what density they get, and how they leave it in data units.
 
-Letters in shapes: B rows, C columns, A atoms, F encoder features.
+Letters in shapes: B rows, C columns, F encoder features.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parvae.errors import SettingError
 from parvae.schema import Input, NumericFacts
+from parvae_pipeline.atoms import AtomTable
 from parvae_pipeline.block import MAX_ENCODER_UNITS, MAX_STANDARD_UNITS, Block, Presence
 from parvae_pipeline.likelihoods import Gaussian, Likelihood, UnitGaussian
 from parvae_pipeline.numeric_likelihoods import ByColumn, LogisticMixture, NegativeBinomial, Spiked, StudentT
@@ -41,6 +42,7 @@ class NumericBlock(Block):
     logs: Tensor
     atoms: Tensor
     atom_targets: Tensor
+    indicated_places: Tensor
     steps: Tensor
     offsets: Tensor
 
@@ -62,49 +64,50 @@ class NumericBlock(Block):
         # What follows from the facts alone stays out of the checkpoint.
         self._has_logs = any(fact.transform == "log1p" for fact in facts)
         self._set("logs", torch.tensor([fact.transform == "log1p" for fact in facts]))
+        self._atom_columns = [index for index, fact in enumerate(facts) if fact.atoms]
         num_atoms = max(len(fact.atoms) for fact in facts)
-        padded = [[*fact.atoms, *[math.nan] * (num_atoms - len(fact.atoms))] for fact in facts]
-        self._set("atoms", torch.tensor(padded, dtype=torch.float64).reshape(len(facts), num_atoms))
-        self._set("atom_targets", self._standardised(self.atoms.T).float().T.contiguous())
+        padded = [[*facts[i].atoms, *[math.nan] * (num_atoms - len(facts[i].atoms))] for i in self._atom_columns]
+        self._set("atoms", torch.tensor(padded, dtype=torch.float64).reshape(len(padded), num_atoms))
+        self._set("atom_targets", self._standardised(self.atoms.T, self._atom_columns).float().T.contiguous())
+        self.atom_table, self.atom_target_table = AtomTable(self.atoms), AtomTable(self.atom_targets)
+        held = [(column, place) for column, i in enumerate(self._atom_columns) for place in range(len(facts[i].atoms))]
+        self._indicated = [column for column, _ in held]
+        self._set("indicated_places", torch.tensor([place for _, place in held]))
         self._set("steps", torch.tensor([fact.step for fact in facts], dtype=torch.float64))
         self._set("offsets", torch.tensor([_grid_offset(fact) for fact in facts], dtype=torch.float64))
-        atom_columns = [index for index, fact in enumerate(facts) for _ in fact.atoms]
-        self._atom_places = [
-            index * num_atoms + atom_columns[:place].count(index) for place, index in enumerate(atom_columns)
-        ]
         self.presence = Presence(block.columns, num_rows)
         self.num_values = len(block.columns)
         if likelihood == "mse":
             self.likelihood = UnitGaussian(self.num_values)
         else:
             self.likelihood = self._likelihood(facts, num_rows)
-        self.num_features = self.num_values + len(self._atom_places) + self.presence.num_parameters
+        self.num_features = self.num_values + len(self._indicated) + self.presence.num_parameters
 
     def target(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         present = torch.isfinite(raw)
         standardised = self._standardised(torch.where(present, raw, 0.0))
         target = torch.where(present, standardised, 0.0).clamp(-MAX_STANDARD_UNITS, MAX_STANDARD_UNITS).float()
-        for index in range(self.atoms.shape[1]):
+        if self._atom_columns:
             # In the column's own numbers, where equality is exact.
-            target = torch.where(raw == self.atoms[:, index], self.atom_targets[:, index], target)
+            place = self.atom_table.find(raw[:, self._atom_columns])
+            target = self._where_atom(place, self.atom_table.at(self.atom_targets, place), target)
         return target, present
 
     def features(self, raw: Tensor) -> Tensor:
         target, present = self.target(raw)
-        indicators = self._indicators(present)
-        if not self._atom_places:
-            return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), indicators], dim=1)
-        at_atom = raw.unsqueeze(2) == self.atoms
-        # An atom has an indicator of its own; how far it lies from the rest says nothing more.
-        target = torch.where(at_atom.any(dim=2), 0.0, target)
-        atoms = at_atom.flatten(1)[:, self._atom_places].float()
-        return torch.cat([target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS), atoms, indicators], dim=1)
+        features = [target, self._indicators(present)]
+        if self._atom_columns:
+            place = self.atom_table.find(raw[:, self._atom_columns])
+            # An atom has an indicator of its own; how far it lies from the rest says nothing more.
+            target = self._where_atom(place, torch.zeros_like(place, dtype=target.dtype), target)
+            features = [target, (place[:, self._indicated] == self.indicated_places).float(), features[1]]
+        features[0] = target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS)
+        return torch.cat(features, dim=1)
 
     @property
     def feature_columns(self) -> Tensor:
         assert self.presence is not None
-        num_atoms = self.atoms.shape[1]
-        atoms = torch.tensor([place // num_atoms for place in self._atom_places], dtype=torch.long)
+        atoms = torch.tensor([self._atom_columns[column] for column in self._indicated], dtype=torch.long)
         return torch.cat([torch.arange(self.num_values), atoms, self.presence.nullable])
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
@@ -115,9 +118,15 @@ class NumericBlock(Block):
         restored = self._on_grid(restored)
         if drawn:
             restored = torch.minimum(torch.maximum(restored, self.minima), self.maxima)
-        for index in range(self.atoms.shape[1]):
-            restored = torch.where(values == self.atom_targets[:, index], self.atoms[:, index], restored)
+        if self._atom_columns:
+            place = self.atom_target_table.find(values[:, self._atom_columns])
+            restored = self._where_atom(place, self.atom_target_table.at(self.atoms, place), restored)
         return torch.where(self.whole, torch.round(restored), restored)
+
+    def _where_atom(self, place: Tensor, at_atom: Tensor, elsewhere: Tensor) -> Tensor:
+        """(B, C) `elsewhere`, but `at_atom` (B, columns with atoms) where `place` says that a value is one."""
+        chosen = torch.where(place >= 0, at_atom, elsewhere[:, self._atom_columns])
+        return elsewhere.index_copy(1, torch.tensor(self._atom_columns, device=place.device), chosen)
 
     def _on_grid(self, values: Tensor) -> Tensor:
         steps = torch.where(self.steps > 0.0, self.steps, 1.0)
@@ -129,11 +138,12 @@ class NumericBlock(Block):
         snapped = torch.where(is_fraction, number / whole_inverse, number * steps) + self.offsets
         return torch.where(self.steps > 0.0, snapped, values)
 
-    def _standardised(self, raw: Tensor) -> Tensor:
+    def _standardised(self, raw: Tensor, columns: list[int] | slice = slice(None)) -> Tensor:
+        """Of all columns of the block, or of some."""
         transformed = raw
         if self._has_logs:
-            transformed = torch.where(self.logs, torch.sign(raw) * torch.log(1.0 + raw.abs()), raw)
-        return (transformed - self.means) / self.stddevs
+            transformed = torch.where(self.logs[columns], torch.sign(raw) * torch.log(1.0 + raw.abs()), raw)
+        return (transformed - self.means[columns]) / self.stddevs[columns]
 
     def _likelihood(self, facts: list[NumericFacts], num_rows: int) -> Likelihood:
         """Columns of one kind of density share one object; the most frequent case, all Gaussian, is just that."""
@@ -144,7 +154,7 @@ class NumericBlock(Block):
         for (density, on_grid, has_atoms), columns in groups.items():
             likelihood = self._density(density, on_grid, [facts[index] for index in columns], num_rows)
             if has_atoms:
-                atoms = self.atom_targets[columns]
+                atoms = self.atom_targets[[self._atom_columns.index(column) for column in columns]]
                 likelihood = Spiked(likelihood, atoms, torch.full((len(columns),), on_grid))
             parts.append((likelihood, columns))
         return parts[0][0] if len(parts) == 1 else ByColumn(parts)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parvae_pipeline.atoms import AtomTable
 from parvae_pipeline.likelihoods import (
     LOG_TWO_PI,
     Likelihood,
@@ -227,11 +228,15 @@ class Spiked(nn.Module):
 
     atoms: Tensor
     on_grid: Tensor
+    log_absent: Tensor
 
     def __init__(self, rest: Likelihood, atoms: Tensor, on_grid: Tensor) -> None:
         super().__init__()
         self.rest = rest
-        self.register_buffer("atoms", atoms, persistent=False)
+        self.table = AtomTable(atoms)
+        is_absent = functional.pad(torch.isnan(atoms), (1, 0))
+        self.register_buffer("atoms", torch.nan_to_num(atoms), persistent=False)
+        self.register_buffer("log_absent", torch.where(is_absent, _IMPOSSIBLE, 0.0), persistent=False)
         self.register_buffer("on_grid", on_grid, persistent=False)
         self.num_values, self.num_choices = atoms.shape[0], 1 + atoms.shape[1]
         self.num_logits = self.num_values * self.num_choices
@@ -240,11 +245,11 @@ class Spiked(nn.Module):
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
         log_choice = functional.log_softmax(self._logits(parameters), dim=2)
+        place = self.table.find(target)
         rest = log_choice[:, :, 0] + self.rest.log_prob(parameters[:, self.num_logits :], target)
-        at_atom = self._at_atom(target)
-        atom = torch.where(at_atom, log_choice[:, :, 1:], _IMPOSSIBLE).amax(dim=2)
+        atom = log_choice.gather(2, (place + 1).unsqueeze(2)).squeeze(2)
         atom = torch.where(self.on_grid, torch.logaddexp(atom, rest), atom)
-        return torch.where(at_atom.any(dim=2), atom, rest)
+        return torch.where(place >= 0, atom, rest)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return self._chosen(self._logits(parameters).argmax(dim=2), self.rest.mean(parameters[:, self.num_logits :]))
@@ -256,24 +261,19 @@ class Spiked(nn.Module):
         return self._chosen(choice, self.rest.draw(parameters[:, self.num_logits :], rest_noise))
 
     def initial_parameters(self, target: Tensor, present: Tensor) -> Tensor:
-        at_atom = self._at_atom(target) & present.unsqueeze(2)
-        elsewhere = present & ~at_atom.any(dim=2)
-        counts = torch.cat([elsewhere.sum(0).unsqueeze(1), at_atom.sum(0)], dim=1) + 0.5
+        place = self.table.find(target)
+        elsewhere = present & (place < 0)
+        chosen = torch.where(present, place + 1, -1)
+        counts = (chosen.unsqueeze(2) == torch.arange(self.num_choices)).sum(dim=0) + 0.5
         logits = torch.log(counts / counts.sum(dim=1, keepdim=True))
         return torch.cat([logits.flatten(), self.rest.initial_parameters(target, elsewhere)])
 
     def _logits(self, parameters: Tensor) -> Tensor:
         logits = parameters[:, : self.num_logits].reshape(-1, self.num_values, self.num_choices)
-        absent = functional.pad(torch.isnan(self.atoms), (1, 0))
-        return torch.where(absent, _IMPOSSIBLE, logits)
-
-    def _at_atom(self, target: Tensor) -> Tensor:
-        return target.unsqueeze(2) == self.atoms
+        return logits + self.log_absent
 
     def _chosen(self, choice: Tensor, rest: Tensor) -> Tensor:
-        atoms = torch.nan_to_num(self.atoms).expand(len(rest), -1, -1)
-        atom = atoms.gather(2, (choice - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
-        return torch.where(choice > 0, atom, rest)
+        return torch.where(choice > 0, self.table.at(self.atoms, choice - 1), rest)
 
 
 class ByColumn(nn.Module):
