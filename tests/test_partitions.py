@@ -94,7 +94,8 @@ def test_scores_of_partitioned_files_are_those_of_flat_ones(
 ) -> None:
     vae = parvae.load(mixed_bundle)
     assert vae.schema["city"].is_modelled
-    ds.write_dataset(mixed_table, tmp_path / "in", format="parquet", partitioning=["city"], partitioning_flavor="hive")
+    folders = {"partitioning": ["city", "target"], "partitioning_flavor": "hive"}
+    ds.write_dataset(mixed_table, tmp_path / "in", format="parquet", **folders)
     files = find_files([str(tmp_path / "in")])
     assert len(files) > 2
     outcomes = run(plan(files, tmp_path / "out"), score_transform(vae, alpha=0.1), stamp={}, output=tmp_path / "out")
@@ -102,9 +103,12 @@ def test_scores_of_partitioned_files_are_those_of_flat_ones(
     wanted = dict(zip(mixed_table["id"].to_pylist(), vae.score(mixed_table).score.tolist(), strict=True))
     for file in files:
         scored = pq.ParquetFile(tmp_path / "out" / file.relative_path).read()
-        assert "city" not in scored.column_names
+        assert not {"city", "target"}.intersection(scored.column_names)
         assert scored["score"].to_pylist() == pytest.approx([wanted[key] for key in scored["id"].to_pylist()], rel=1e-5)
     assert np.sort(score_files(vae, files)) == pytest.approx(np.sort(list(wanted.values())), rel=1e-5)
+    again = pq.read_table(tmp_path / "out")
+    assert {"city", "target", "score"}.issubset(again.column_names)
+    assert again.num_rows == mixed_table.num_rows
 
 
 def test_compressed_rows_keep_what_the_folders_say(tree: Path, tmp_path: Path) -> None:

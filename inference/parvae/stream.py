@@ -71,8 +71,16 @@ def write(results: Results, path: Path, *, stamp: Mapping[str, str]) -> tuple[in
 def transformed(file: DataFile, transform: Transform, *, threads: int = 1, groups: range | None = None) -> Results:
     """What `transform` makes of the rows of a file, or of some of its row groups; an empty file gives one empty table.
 
-    One thread reads ahead, `threads` transform, the caller takes. Raises DataError when the file is damaged.
+    One thread reads ahead, `threads` transform, the caller takes. What the folders of the file name is there to be
+    worked on, and is not written: the output lies in folders of the same names. Raises DataError when the file is
+    damaged.
     """
+
+    def work(table: pa.Table) -> tuple[pa.Table, Tally]:
+        result, tally = transform(file.with_partitions(table))
+        named = [part.name for part in file.partitions if part.name not in table.column_names]
+        return result.select([name for name in result.column_names if name not in named]), tally
+
     reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
     waiting: deque[tuple[int, Future[tuple[pa.Table, Tally]]]] = deque()
     try:
@@ -82,7 +90,7 @@ def transformed(file: DataFile, transform: Transform, *, threads: int = 1, group
             while (batch := reading.result()) is not None:
                 reading = reader.submit(next, batches, None)
                 group, table = batch
-                waiting.append((group, workers.submit(transform, table)))
+                waiting.append((group, workers.submit(work, table)))
                 if len(waiting) >= threads + BATCHES_AHEAD:
                     group, future = waiting.popleft()
                     yield group, future.result()
@@ -146,7 +154,7 @@ def _batches(file: DataFile, parquet: pq.ParquetFile, groups: range | None) -> I
     """(row group, rows); one empty table for an empty file."""
     footer = parquet.metadata
     if not footer.num_rows:
-        yield 0, file.with_partitions(without_structs(parquet.schema_arrow.empty_table()))
+        yield 0, without_structs(parquet.schema_arrow.empty_table())
         return
     for group in range(footer.num_row_groups) if groups is None else groups:
         facts = footer.row_group(group)
@@ -161,4 +169,4 @@ def _batches(file: DataFile, parquet: pq.ParquetFile, groups: range | None) -> I
                 raise DataError(f"{file.path} cannot be read to its end ({error}); replace it") from error
             if batch is None:
                 break
-            yield group, file.with_partitions(without_structs(pa.Table.from_batches([batch])))
+            yield group, without_structs(pa.Table.from_batches([batch]))
