@@ -1,4 +1,4 @@
-"""The size of an image network follows the time: what is measured, what is chosen, and that a resumed run keeps it."""
+"""The size of a network follows the time: what is measured, what is chosen, and that a resumed run keeps it."""
 
 from __future__ import annotations
 
@@ -69,3 +69,36 @@ def test_a_named_width_is_taken_whatever_the_time(images: str, tmp_path: Path, m
     monkeypatch.setattr(training, "rows_per_second", lambda model, rows, layer_dtype: 1.0)
     training.train(run_settings(images, channels=32), tmp_path / "run")
     assert channels_of(tmp_path / "run") == 32
+
+
+def table_settings(**document: dict[str, float]) -> RunSettings:
+    return RunSettings.from_mapping({"data": {"paths": ["a.parquet"]}, "train": {"budget_s": 3600.0}, **document})
+
+
+def test_a_table_network_is_wide_and_has_dropout_where_there_is_time_for_it() -> None:
+    settings, default = table_settings(), architecture(width=300)
+    assert training.has_open_size(settings, default, 50_000)
+    brief, long = (training.sized_for(default, epochs) for epochs in (299.0, 300.0))
+    assert (brief.width, training.choose_dropout(settings, brief)) == (300, 0.0)
+    assert (long.width, training.choose_dropout(settings, long)) == (512, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("document", "num_rows"),
+    [
+        ({"model": {"width": 512}}, 50_000),
+        ({"train": {"budget_s": 3600.0, "max_steps": 5000}}, 50_000),
+        ({"train": {"max_steps": 5000}}, 50_000),
+        ({}, 5_000),
+    ],
+)
+def test_the_size_of_a_table_network_is_fixed_by_its_name_by_steps_or_by_few_rows(
+    document: dict[str, dict[str, float]], num_rows: int
+) -> None:
+    assert not training.has_open_size(table_settings(**document), architecture(), num_rows)
+
+
+def test_dropout_that_is_named_is_taken() -> None:
+    assert training.choose_dropout(table_settings(train={"dropout": 0.3}), architecture(width=8)) == 0.3
+    assert training.choose_dropout(table_settings(train={"dropout": 0.0}), architecture(width=512)) == 0.0
+    assert training.choose_dropout(table_settings(model={"width": 512}), architecture(width=512)) == 0.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainers import Rows, assert_same_weights, trainer_for
 
 from parvae_pipeline.diagnosis import MIN_RATE_NATS
+from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.reader import select
 from parvae_pipeline.trainer import Trainer
 
@@ -133,6 +134,19 @@ def independent_rows() -> Rows:
     schema, rows = encoded(pa.table({name: rng.normal(size=240) for name in "abc"}))
     is_held_out = np.arange(240) >= 200
     return schema, select(rows, ~is_held_out), select(rows, is_held_out)
+
+
+def test_dropout_acts_on_steps_alone_and_a_resumed_run_draws_the_same(people: Rows) -> None:
+    whole, plain, resumed = trainer_for(people, dropout=0.2), trainer_for(people), trainer_for(people, dropout=0.2)
+    whole.fit()
+    plain.fit()
+    assert whole.best_evaluation != plain.best_evaluation
+    first, second = (evaluate(whole.averaged, whole.held_out) for _ in range(2))
+    assert first == second
+    resumed.load_state(state_after(people, 40, dropout=0.2))
+    torch.manual_seed(1)  # whatever drew from the generator before
+    resumed.fit()
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
 
 
 def test_averaged_weights_keep_no_graph_of_the_steps(people: Rows) -> None:

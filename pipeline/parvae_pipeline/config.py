@@ -97,6 +97,8 @@ class TrainSettings:
     learning_rate: float | None = None
     """Peak of the cosine schedule; None takes 2e-3 * sqrt(batch_size / 128)."""
     weight_decay: float = 0.01
+    dropout: float | None = None
+    """Share of the hidden units of a table network that a step leaves out; None leaves out some in a long run alone."""
     warmup_share: float = 0.1
     """Share of the steps over which the weight of the KL term rises from 0 to 1 (at most 10,000 steps)."""
     objective: Literal["elbo", "iwae"] = "elbo"
@@ -138,6 +140,7 @@ class TrainSettings:
         positive_rate = self.learning_rate is None or self.learning_rate > 0
         _require(positive_rate, "train.learning_rate", self.learning_rate, "more than 0")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        _require(self.dropout is None or 0 <= self.dropout < 1, "train.dropout", self.dropout, "from 0 to below 1")
         _require(0 <= self.warmup_share <= 1, "train.warmup_share", self.warmup_share, "between 0 and 1")
         _require(self.beta >= 0, "train.beta", self.beta, "0 or more")
         _require(self.num_samples is None or self.num_samples >= 1, "train.num_samples", self.num_samples, "at least 1")

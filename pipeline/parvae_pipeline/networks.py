@@ -49,16 +49,22 @@ class GatedResidual(nn.Module):
 class GatedResidualStack(nn.Module):
     """(B, in) -> (B, W): a gated linear layer and `depth - 1` gated residual layers."""
 
+    dropout = 0.0
+    """Share of the units of every layer that a training step leaves out (Srivastava et al. 2014)."""
+
     def __init__(self, num_inputs: int, width: int, depth: int) -> None:
         super().__init__()
         self.entry = nn.Linear(num_inputs, 2 * width)
         self.layers = nn.ModuleList(GatedResidual(width) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = functional.glu(self.entry(x), dim=1)
+        h: Tensor = self._dropped(functional.glu(self.entry(x), dim=1))
         for layer in self.layers:
-            h = layer(h)
+            h = self._dropped(layer(h))
         return h
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        return functional.dropout(h, self.dropout) if self.dropout else h
 
 
 class TableEncoder(nn.Module):
@@ -242,6 +248,13 @@ NETWORKS: Mapping[str, tuple[Callable[[Size], Encoder], Callable[[Size], Decoder
     "table": (TableEncoder, TableDecoder),
     "image": (ImageEncoder, ImageDecoder),
 }
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    """Have every stack of hidden layers in `network` leave out this share of its units."""
+    for module in network.modules():
+        if isinstance(module, GatedResidualStack):
+            module.dropout = share
 
 
 def _stack(num_inputs: int, size: Size) -> nn.Module:

@@ -40,8 +40,10 @@ class NumericBlock(Block):
     maxima: Tensor
     whole: Tensor
     logs: Tensor
+    atom_columns: Tensor
     atoms: Tensor
     atom_targets: Tensor
+    indicated: Tensor
     indicated_places: Tensor
     steps: Tensor
     offsets: Tensor
@@ -64,15 +66,17 @@ class NumericBlock(Block):
         # What follows from the facts alone stays out of the checkpoint.
         self._has_logs = any(fact.transform == "log1p" for fact in facts)
         self._set("logs", torch.tensor([fact.transform == "log1p" for fact in facts]))
-        self._atom_columns = [index for index, fact in enumerate(facts) if fact.atoms]
+        atom_columns = [index for index, fact in enumerate(facts) if fact.atoms]
+        self._has_atoms = bool(atom_columns)
+        self._set("atom_columns", torch.tensor(atom_columns, dtype=torch.long))
         num_atoms = max(len(fact.atoms) for fact in facts)
-        padded = [[*facts[i].atoms, *[math.nan] * (num_atoms - len(facts[i].atoms))] for i in self._atom_columns]
+        padded = [[*facts[i].atoms, *[math.nan] * (num_atoms - len(facts[i].atoms))] for i in atom_columns]
         self._set("atoms", torch.tensor(padded, dtype=torch.float64).reshape(len(padded), num_atoms))
-        self._set("atom_targets", self._standardised(self.atoms.T, self._atom_columns).float().T.contiguous())
+        self._set("atom_targets", self._standardised(self.atoms.T, self.atom_columns).float().T.contiguous())
         self.atom_table, self.atom_target_table = AtomTable(self.atoms), AtomTable(self.atom_targets)
-        held = [(column, place) for column, i in enumerate(self._atom_columns) for place in range(len(facts[i].atoms))]
-        self._indicated = [column for column, _ in held]
-        self._set("indicated_places", torch.tensor([place for _, place in held]))
+        held = [(column, place) for column, i in enumerate(atom_columns) for place in range(len(facts[i].atoms))]
+        self._set("indicated", torch.tensor([column for column, _ in held], dtype=torch.long))
+        self._set("indicated_places", torch.tensor([place for _, place in held], dtype=torch.long))
         self._set("steps", torch.tensor([fact.step for fact in facts], dtype=torch.float64))
         self._set("offsets", torch.tensor([_grid_offset(fact) for fact in facts], dtype=torch.float64))
         self.presence = Presence(block.columns, num_rows)
@@ -81,33 +85,33 @@ class NumericBlock(Block):
             self.likelihood = UnitGaussian(self.num_values)
         else:
             self.likelihood = self._likelihood(facts, num_rows)
-        self.num_features = self.num_values + len(self._indicated) + self.presence.num_parameters
+        self.num_features = self.num_values + len(self.indicated) + self.presence.num_parameters
 
     def target(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         present = torch.isfinite(raw)
         standardised = self._standardised(torch.where(present, raw, 0.0))
         target = torch.where(present, standardised, 0.0).clamp(-MAX_STANDARD_UNITS, MAX_STANDARD_UNITS).float()
-        if self._atom_columns:
+        if self._has_atoms:
             # In the column's own numbers, where equality is exact.
-            place = self.atom_table.find(raw[:, self._atom_columns])
+            place = self.atom_table.find(raw.index_select(1, self.atom_columns))
             target = self._where_atom(place, self.atom_table.at(self.atom_targets, place), target)
         return target, present
 
     def features(self, raw: Tensor) -> Tensor:
         target, present = self.target(raw)
         features = [target, self._indicators(present)]
-        if self._atom_columns:
-            place = self.atom_table.find(raw[:, self._atom_columns])
+        if self._has_atoms:
+            place = self.atom_table.find(raw.index_select(1, self.atom_columns))
             # An atom has an indicator of its own; how far it lies from the rest says nothing more.
             target = self._where_atom(place, torch.zeros_like(place, dtype=target.dtype), target)
-            features = [target, (place[:, self._indicated] == self.indicated_places).float(), features[1]]
+            features = [target, (place.index_select(1, self.indicated) == self.indicated_places).float(), features[1]]
         features[0] = target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS)
         return torch.cat(features, dim=1)
 
     @property
     def feature_columns(self) -> Tensor:
         assert self.presence is not None
-        atoms = torch.tensor([self._atom_columns[column] for column in self._indicated], dtype=torch.long)
+        atoms = self.atom_columns[self.indicated]
         return torch.cat([torch.arange(self.num_values), atoms, self.presence.nullable])
 
     def to_data_units(self, values: Tensor, *, drawn: bool) -> Tensor:
@@ -118,15 +122,15 @@ class NumericBlock(Block):
         restored = self._on_grid(restored)
         if drawn:
             restored = torch.minimum(torch.maximum(restored, self.minima), self.maxima)
-        if self._atom_columns:
-            place = self.atom_target_table.find(values[:, self._atom_columns])
+        if self._has_atoms:
+            place = self.atom_target_table.find(values.index_select(1, self.atom_columns))
             restored = self._where_atom(place, self.atom_target_table.at(self.atoms, place), restored)
         return torch.where(self.whole, torch.round(restored), restored)
 
     def _where_atom(self, place: Tensor, at_atom: Tensor, elsewhere: Tensor) -> Tensor:
         """(B, C) `elsewhere`, but `at_atom` (B, columns with atoms) where `place` says that a value is one."""
-        chosen = torch.where(place >= 0, at_atom, elsewhere[:, self._atom_columns])
-        return elsewhere.index_copy(1, torch.tensor(self._atom_columns, device=place.device), chosen)
+        chosen = torch.where(place >= 0, at_atom, elsewhere.index_select(1, self.atom_columns))
+        return elsewhere.index_copy(1, self.atom_columns, chosen)
 
     def _on_grid(self, values: Tensor) -> Tensor:
         steps = torch.where(self.steps > 0.0, self.steps, 1.0)
@@ -138,7 +142,7 @@ class NumericBlock(Block):
         snapped = torch.where(is_fraction, number / whole_inverse, number * steps) + self.offsets
         return torch.where(self.steps > 0.0, snapped, values)
 
-    def _standardised(self, raw: Tensor, columns: list[int] | slice = slice(None)) -> Tensor:
+    def _standardised(self, raw: Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         """Of all columns of the block, or of some."""
         transformed = raw
         if self._has_logs:
@@ -154,7 +158,7 @@ class NumericBlock(Block):
         for (density, on_grid, has_atoms), columns in groups.items():
             likelihood = self._density(density, on_grid, [facts[index] for index in columns], num_rows)
             if has_atoms:
-                atoms = self.atom_targets[[self._atom_columns.index(column) for column in columns]]
+                atoms = self.atom_targets[torch.isin(self.atom_columns, torch.tensor(columns))]
                 likelihood = Spiked(likelihood, atoms, torch.full((len(columns),), on_grid))
             parts.append((likelihood, columns))
         return parts[0][0] if len(parts) == 1 else ByColumn(parts)

@@ -17,7 +17,11 @@ def step_noise(*, seed: int, step: int, first_row: int, num_rows: int, num_sampl
     generator = torch.Generator()
     blocks = []
     for block in range(first_block, last_block):
-        # torch's CPU generator takes 32 bits of a seed.
-        generator.manual_seed(int(np.random.SeedSequence((seed, step, block)).generate_state(1)[0]))
+        generator.manual_seed(seed_of(seed, step, block))
         blocks.append(torch.randn(num_samples, BLOCK_ROWS, latent_size, generator=generator))
     return torch.cat(blocks, dim=1)[:, skip : skip + num_rows]
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of its own for every sequence of numbers, of the 32 bits that torch's CPU generator takes."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

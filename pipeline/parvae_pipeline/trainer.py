@@ -28,10 +28,11 @@ from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.gradient_sum import gradient_sum
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.networks import set_dropout
 from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import EVALUATIONS, SECOND_FREE_BITS_NATS, SECOND_WARMUP, Schedule
-from parvae_pipeline.step_noise import step_noise
+from parvae_pipeline.step_noise import seed_of, step_noise
 from parvae_pipeline.world import ALONE, World
 
 NORM_HISTORY = 51
@@ -118,6 +119,7 @@ class Trainer:
         self.best = copy.deepcopy(self.averaged.state_dict())
         self.best_evaluation: Evaluation | None = None
         """That of `best`, once there was one."""
+        set_dropout(model, settings.dropout or 0.0)
         model.layer_dtype = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
         self._loss = torch.compile(self._objective) if settings.compile else self._objective
         # fused: one pass over the weights, 1.1 times the rows/s of the plain loop on one core.
@@ -211,6 +213,8 @@ class Trainer:
             latent_size=num_codes + (corruptor.num_noise if corruptor is not None else 0),
         ).to(self.device, non_blocking=True)
         corruption = None if corruptor is None else draw_corruption(noise[0, :, num_codes:])
+        if self.settings.dropout:
+            torch.manual_seed(seed_of(self.settings.seed, progress.step, self._world.rank, 1))
         # A tensor: torch.compile would compile anew for every other number.
         kl_weight = torch.tensor(schedule.kl_weight(progress.step), device=self.device)
         free_bits_nats = max(self.settings.free_bits_nats, schedule.free_bits_nats(progress.step))
