@@ -71,7 +71,9 @@ def column_of(kind: str, generator: np.random.Generator, num_rows: int) -> pa.Ar
     return pa.FixedSizeListArray.from_arrays(pa.array(generator.integers(0, high, size * num_rows).astype("u1")), size)
 
 
-def model_of(kinds: list[str], prior: str, seed: int) -> tuple[VariationalAutoencoder, pa.Table]:
+def model_of(
+    kinds: list[str], prior: str, seed: int, surplus: tuple[int, ...] = ()
+) -> tuple[VariationalAutoencoder, pa.Table]:
     """A model with random weights for a table of these kinds, started from its rows."""
     generator = np.random.default_rng(seed)
     columns = [column_of(kind, generator, 40) for kind in kinds]
@@ -85,7 +87,16 @@ def model_of(kinds: list[str], prior: str, seed: int) -> tuple[VariationalAutoen
     network = "image" if {"image", "png"} & set(kinds) else "table"
     model = VariationalAutoencoder(
         schema,
-        Architecture(network=network, prior=prior, latent_size=3, width=8, depth=2, channels=16, num_components=3),
+        Architecture(
+            network=network,
+            prior=prior,
+            latent_size=3,
+            width=8,
+            depth=2,
+            channels=16,
+            num_components=3,
+            surplus=surplus,
+        ),
     )
     model.start_from({name: torch.tensor(array) for name, array in encode(schema, table).items()})
     with torch.no_grad():
@@ -104,14 +115,17 @@ def model_of(kinds: list[str], prior: str, seed: int) -> tuple[VariationalAutoen
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=6),
     prior=st.sampled_from(sorted(PRIORS)),
     role=st.sampled_from(sorted(GRAPHS)),
+    surplus=st.sampled_from([(), (1,), (0, 2)]),
     seed=st.integers(0, 99),
 )
-def test_any_schema_exports_with_the_numbers_of_torch(kinds: list[str], prior: str, role: str, seed: int) -> None:
-    model, table = model_of(kinds, prior, seed)
+def test_any_schema_exports_with_the_numbers_of_torch(
+    kinds: list[str], prior: str, role: str, surplus: tuple[int, ...], seed: int
+) -> None:
+    model, table = model_of(kinds, prior, seed, surplus)
     graph = GRAPHS[role](model)
     rows = {name: np.array(array) for name, array in encode(model.schema, table).items()}
     if graph.input_names != graph.block_names:
-        sizes = {"z": model.latent_size, "z_noise": model.prior.num_noise, "noise": model.num_noise}
+        sizes = {"z": 3 - len(surplus), "z_noise": model.prior.num_noise, "noise": model.num_noise}
         generator = np.random.default_rng(seed)
         rows = {name: generator.normal(size=(40, sizes[name])).astype("f4") for name in graph.input_names}
     exported = export_graph(graph, rows, role)

@@ -24,7 +24,7 @@ def model_card(checkpoint: Checkpoint, manifest: Mapping[str, Any]) -> str:
         f"| negative ELBO on held-out rows, nats a row | {metrics['negative_elbo_nats']:.4f} |",
         f"| of it distortion | {metrics['distortion_nats']:.4f} |",
         f"| of it rate | {metrics['rate_nats']:.4f} |",
-        f"| latent size | {architecture.latent_size} |",
+        f"| latent size | {manifest['latent_size']} |",
         f"| network | {architecture.network} |",
         f"| prior | {architecture.prior} |",
         f"| calibration | {len(calibration['scores']):,} {source} |",

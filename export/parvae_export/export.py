@@ -201,7 +201,7 @@ def _examples(graph: Graph, checkpoint: Checkpoint, rows: Arrays) -> Arrays:
     if graph.input_names == graph.block_names:
         return select(rows, np.arange(PARITY_ROWS) % num_rows)
     sizes = {
-        "z": checkpoint.model.latent_size,
+        "z": len(checkpoint.model.code_dimensions),
         "z_noise": checkpoint.model.prior.num_noise,
         "noise": checkpoint.model.num_noise,
     }
@@ -231,7 +231,7 @@ def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], calibration: Cal
     return {
         "model_id": hashlib.sha256(b"".join(graphs.values())).hexdigest(),
         "schema": checkpoint.schema.to_json(),
-        "latent_size": model.latent_size,
+        "latent_size": len(model.code_dimensions),
         "score": {"unit": "nats", "definition": SCORE_DEFINITION},
         "calibration": calibration.to_json(),
         "noise": {

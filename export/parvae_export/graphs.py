@@ -1,5 +1,7 @@
 """The four graphs of a bundle, as torch modules over the very model that was trained.
 
+Letters in shapes: B rows, L latent dimensions, C of them that make up a code.
+
 Inputs come in the order of `Schema.inputs`; categories are codes here, and strings once `onnx_graph` has put the
 lookup tables around the graph.
 """
@@ -10,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from parvae.model import HIDDEN_CODES
 from parvae_pipeline.model import VariationalAutoencoder
@@ -37,25 +40,39 @@ class Graph(nn.Module):
 
 
 class EncodeGraph(Graph):
-    """Raw columns -> mean and standard deviation (B, L) of the posterior."""
+    """Raw columns -> mean and standard deviation (B, C) of the posterior, in the C dimensions of a code."""
 
     def __init__(self, model: VariationalAutoencoder) -> None:
         super().__init__(model)
         self.input_names, self.output_names = self.block_names, ("mean", "stddev")
+        self.register_buffer("dimensions", torch.tensor(model.code_dimensions))
+
+    dimensions: Tensor
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         mean, log_variance = self.model.posterior(self.raw(tensors))
-        return mean, torch.exp(0.5 * log_variance)
+        stddev = torch.exp(0.5 * log_variance)
+        if not self.model.architecture.surplus:
+            return mean, stddev
+        return mean[:, self.dimensions], stddev[:, self.dimensions]
 
 
 class DecodeGraph(Graph):
-    """z (B, L) -> the expected columns in data units."""
+    """z (B, C) -> the expected columns in data units."""
 
     def __init__(self, model: VariationalAutoencoder) -> None:
         super().__init__(model)
         self.input_names, self.output_names = ("z",), self.block_names
+        places = torch.full((model.latent_size,), len(model.code_dimensions))
+        places[model.code_dimensions] = torch.arange(len(model.code_dimensions))
+        self.register_buffer("places", places)
+
+    places: Tensor
+    """(L,) where in a code each dimension is; surplus ones, which the decoder does not look at, in a 0 after it."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        if self.model.architecture.surplus:
+            z = functional.pad(z, (0, 1))[:, self.places]
         return self.columns(self.model.decode(z))
 
 
@@ -63,22 +80,28 @@ class ScoreGraph(Graph):
     """Raw columns -> score (B,) and contributions (B, columns + 1), in nats.
 
     With a strangeness also that (B,), its parts (B, parts), the conditional nats (B, columns), and the codes
-    (B, groups, L) of the rows with one group of columns after the other hidden.
+    (B, groups, C) of the rows with one group of columns after the other hidden.
     """
 
     def __init__(self, model: VariationalAutoencoder, strangeness: Strangeness | None = None) -> None:
         super().__init__(model)
         self.strangeness = strangeness
+        self.register_buffer("dimensions", torch.tensor(model.code_dimensions))
         self.input_names, self.output_names = self.block_names, ("score", "contributions")
         if strangeness is not None:
             self.output_names += ("strangeness", "parts", "conditional", HIDDEN_CODES)
+
+    dimensions: Tensor
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         raw = self.raw(tensors)
         terms = self.model.score_terms(raw)
         contributions = torch.cat([terms.column_nats, terms.kl_nats.unsqueeze(1)], dim=1)
         outputs = (contributions.sum(dim=1), contributions)
-        return outputs if self.strangeness is None else (*outputs, *self.strangeness(raw))
+        if self.strangeness is None:
+            return outputs
+        *parts, codes = self.strangeness(raw)
+        return (*outputs, *parts, codes[:, :, self.dimensions] if self.model.architecture.surplus else codes)
 
 
 class SampleGraph(Graph):

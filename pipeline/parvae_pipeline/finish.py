@@ -1,4 +1,4 @@
-"""The end of a run: the prior that fits the codes best, the fixed points of the score, the diagnosis."""
+"""The end of a run: surplus dimensions, the best prior, the fixed points of the score, the diagnosis."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from parvae_pipeline.mixture import choose_mixture
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.priors import Prior, StandardNormal
 from parvae_pipeline.reader import Reader, select
+from parvae_pipeline.surplus import without_surplus
 
 SAMPLED_SHARE, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS = 0.02, 1_000, 10_000
 """Training rows whose codes the mixture is fitted to, as a share of the rows trained on: a few seconds of minutes."""
@@ -51,7 +52,7 @@ def finish(
     num_steps: int,
     num_skipped: int,
 ) -> Finished:
-    """Choose the prior by held-out nats unless one was named, balance the score, and look at what came out.
+    """Drop surplus dimensions, choose the prior by held-out nats unless one was named, balance the score, and look.
 
     `evaluation` is that of `model` on the held-out rows, where there was one. All that happens here takes a bounded
     share of the time of training, which `trainer.TIME_KEPT_BACK` allows for.
@@ -62,6 +63,7 @@ def finish(
         reader, int(np.clip(SAMPLED_SHARE * rows_trained, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS)), first_step=num_steps
     )
     evaluation = evaluation or evaluate(model, held_out)
+    model, evaluation, events = without_surplus(model, training, held_out, evaluation)
     trained = model
     model, event = choose_prior(
         model,
@@ -86,7 +88,7 @@ def finish(
         num_samples=LIKELIHOOD_SAMPLES,
         seed=seed,
     )
-    return Finished(model=model, events=[event], evaluation=evaluation, diagnosis=diagnosis)
+    return Finished(model=model, events=[*events, event], evaluation=evaluation, diagnosis=diagnosis)
 
 
 @torch.no_grad()

@@ -51,11 +51,14 @@ class Architecture:
     """Gaussians of a mixture prior."""
     denoising: bool = False
     """Whether the encoder learns from corrupted rows, and is told how much each value is corrupted."""
+    surplus: tuple[int, ...] = ()
+    """Latent dimensions that say nothing of a row: the same for every row, and left out of what is exported as code."""
 
     def __post_init__(self) -> None:
         for kind, name, table in (("network", self.network, NETWORKS), ("prior", self.prior, PRIORS)):
             if name not in table:
                 raise SettingError(f"{name!r} is no {kind}; there are {', '.join(table)}")
+        object.__setattr__(self, "surplus", tuple(self.surplus))  # JSON gives a list
 
 
 class ElboTerms(NamedTuple):
@@ -100,6 +103,11 @@ class VariationalAutoencoder(nn.Module):
     def latent_size(self) -> int:
         """L."""
         return self.architecture.latent_size
+
+    @property
+    def code_dimensions(self) -> list[int]:
+        """The latent dimensions that make up a code: all but the surplus ones."""
+        return [dimension for dimension in range(self.latent_size) if dimension not in self.architecture.surplus]
 
     @property
     def column_blocks(self) -> list[Block]:

@@ -96,6 +96,11 @@ class TableDecoder(nn.Module):
         """Begin with these outputs (P,) for every row."""
         _start_at(self.head, parameters)
 
+    @property
+    def code_layers(self) -> list[nn.Linear]:
+        """The layers that take the code."""
+        return [self.body.entry if isinstance(self.body, GatedResidualStack) else self.head]
+
 
 class PosteriorHead(nn.Module):
     """(B, W) -> mean and log-variance (B, L) each."""
@@ -109,6 +114,14 @@ class PosteriorHead(nn.Module):
         mean, log_variance = self.linear(h).chunk(2, dim=1)
         # Smoothly bounded to (-12, 4): a variance beyond is a numerical accident, not knowledge.
         return mean, 8.0 * torch.tanh((log_variance + 4.0) / 8.0) - 4.0
+
+    @torch.no_grad()
+    def hold(self, dimensions: Tensor, mean: Tensor, log_variance: Tensor) -> None:
+        """Give `dimensions` (D,) of every code the same `mean` and `log_variance` (D,)."""
+        others = dimensions + self.linear.out_features // 2
+        self.linear.weight[torch.cat([dimensions, others])] = 0.0
+        self.linear.bias[dimensions] = mean
+        self.linear.bias[others] = 8.0 * torch.atanh(((log_variance + 4.0) / 8.0).clamp(-0.999, 0.999)) - 4.0
 
 
 class SpaceToDepth(nn.Module):
@@ -226,6 +239,11 @@ class ImageDecoder(nn.Module):
         self.bias.copy_(parameters[num_others:])
         if self.others is not None:
             _start_at(self.others.head, parameters[:num_others])
+
+    @property
+    def code_layers(self) -> list[nn.Linear]:
+        """The layers that take the code."""
+        return [self.entry] if self.others is None else [self.entry, self.others.body.entry]
 
 
 class _TableHead(nn.Module):
