@@ -1,4 +1,4 @@
-"""Latent dimensions that say nothing of a row: they are found, dropped from exported codes, and nothing else changes."""
+"""Latent dimensions that say nothing of a row: found, dropped from exported codes, and nothing else changes."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from parvae.errors import SettingError
 from parvae.schema import Input, NumericFacts
@@ -45,6 +46,7 @@ class NumericBlock(Block):
     atom_targets: Tensor
     indicated: Tensor
     indicated_places: Tensor
+    to_indicated: Tensor
     steps: Tensor
     offsets: Tensor
 
@@ -76,7 +78,8 @@ class NumericBlock(Block):
         self.atom_table, self.atom_target_table = AtomTable(self.atoms), AtomTable(self.atom_targets)
         held = [(column, place) for column, i in enumerate(atom_columns) for place in range(len(facts[i].atoms))]
         self._set("indicated", torch.tensor([column for column, _ in held], dtype=torch.long))
-        self._set("indicated_places", torch.tensor([place for _, place in held], dtype=torch.long))
+        self._set("indicated_places", torch.tensor([float(place) for _, place in held]))
+        self._set("to_indicated", functional.one_hot(self.indicated, max(1, len(atom_columns))).T.float())
         self._set("steps", torch.tensor([fact.step for fact in facts], dtype=torch.float64))
         self._set("offsets", torch.tensor([_grid_offset(fact) for fact in facts], dtype=torch.float64))
         self.presence = Presence(block.columns, num_rows)
@@ -104,7 +107,8 @@ class NumericBlock(Block):
             place = self.atom_table.find(raw.index_select(1, self.atom_columns))
             # An atom has an indicator of its own; how far it lies from the rest says nothing more.
             target = self._where_atom(place, torch.zeros_like(place, dtype=target.dtype), target)
-            features = [target, (place.index_select(1, self.indicated) == self.indicated_places).float(), features[1]]
+            # A product with zeros and ones repeats the places: onnxruntime gathers one number at a time, and slowly.
+            features = [target, (place.float() @ self.to_indicated == self.indicated_places).float(), features[1]]
         features[0] = target.clamp(-MAX_ENCODER_UNITS, MAX_ENCODER_UNITS)
         return torch.cat(features, dim=1)
 

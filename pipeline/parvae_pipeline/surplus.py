@@ -41,7 +41,7 @@ def without_surplus(
     centre = means.mean(dim=0)
     result.encoder.head.hold(dimensions, centre, (means.var(dim=0, correction=0) + variances.mean(dim=0)).log())
     for layer in result.decoder.code_layers:
-        layer.bias += layer.weight[:, dimensions] @ centre
+        layer.bias.add_(layer.weight[:, dimensions] @ centre)
         layer.weight[:, dimensions] = 0.0
     found = evaluate(result, held_out)
     lost_nats = found.negative_elbo_nats - evaluation.negative_elbo_nats
