@@ -36,6 +36,8 @@ class ArrowColumns:
             return seconds_from_levels(*distinct_levels(values))
         if family in TEMPORAL_FAMILIES:
             return temporal_seconds(values)
+        if family == "list":
+            values = list_lengths(values)
         if values.type != pa.float64():
             values = values.cast(pa.float64(), safe=False)
         return np.asarray(values.to_numpy(), dtype=np.float64)
@@ -117,6 +119,11 @@ def list_elements(name: str, values: pa.ChunkedArray) -> NDArray[Any]:
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), size)
 
 
+def list_lengths(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The number of values in each list, null where the list is."""
+    return pc.list_value_length(values).cast(pa.int64())
+
+
 def as_table(rows: Any) -> pa.Table:
     """Any Arrow-speaking object as a table, without a copy where its memory allows.
 
@@ -166,6 +173,8 @@ def _is_open(field: pa.Field) -> bool:
 def arrow_type(column: Column) -> pa.DataType:
     """The Arrow type of a column, from its printed name."""
     text = column.arrow_type
+    if column.holds_lengths:
+        return pa.int64()
     if column.family == "encoded":
         fields = re.findall(r"(\w+): (\w+)", text)
         kinds = [(name, pa.type_for_alias(kind)) for name, kind in fields]
@@ -219,7 +228,8 @@ def in_the_form_of(rows: Any, schema: Schema, columns: Arrays) -> Any:
     table = without_structs(as_table(rows))
     for name, values in columns.items():
         field = table.schema.field(name)
-        array = to_array(schema[name], values, None if pa.types.is_null(field.type) else field.type)
+        keeps_type = not (pa.types.is_null(field.type) or schema[name].holds_lengths)
+        array = to_array(schema[name], values, field.type if keeps_type else None)
         table = table.set_column(table.schema.get_field_index(name), field.with_type(array.type), array)
     module = type(rows).__module__.partition(".")[0]
     if module == "pandas":

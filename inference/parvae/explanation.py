@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from parvae.arrow import as_table
+from parvae.arrow import as_table, list_lengths
 from parvae.schema import Role, Schema
 
 if TYPE_CHECKING:
@@ -49,5 +49,7 @@ def _texts(schema: Schema, table: pa.Table, which: NDArray[np.int64], rows: NDAr
             values = table.column(column.name).take(pa.array(rows[places]))
             if pa.types.is_dictionary(values.type):
                 values = values.cast(values.type.value_type)
+            if column.holds_lengths and not pa.types.is_integer(values.type):  # as expected it is a number already
+                values = list_lengths(values)
             texts[places] = pc.cast(values, pa.string()).to_pylist()
     return pa.array(texts, pa.string())

@@ -174,8 +174,9 @@ def _restore(column: Column, values: NDArray[Any]) -> NDArray[Any]:
         return np.array(
             [bool(value > 0.5) if known else None for value, known in zip(values, present, strict=True)], dtype=object
         )
-    if column.arrow_type in _INTEGERS and present.all():
-        return clip_to_integer(values, column.arrow_type)
+    kind = "int64" if column.holds_lengths else column.arrow_type
+    if kind in _INTEGERS and present.all():
+        return clip_to_integer(values, kind)
     kinds = {"halffloat": np.float16, "float": np.float32}
     return values.astype(kinds.get(column.arrow_type, np.float64))
 
@@ -230,6 +231,8 @@ class MappingColumns:
                 )
 
     def numbers(self, column: Column) -> NDArray[np.float64]:
+        if column.holds_lengths:
+            return _lengths(column, self._arrays[column.name])
         array = self._scalars(column)
         if column.role is Role.TIMESTAMP and _numpy_family(array, column) == "text":
             return seconds_from_levels(*self.levels(column))
@@ -251,6 +254,11 @@ class MappingColumns:
         if column.role is Role.IMAGE and array.ndim == 1 and array.dtype.kind in "OS":
             return decode_images(column, array.tolist(), num_threads=self._num_threads)
         if array.dtype == object or array.ndim < 2:
+            if array.ndim == 1 and any(isinstance(row, _LISTS) for row in array.tolist()):
+                raise DataError(
+                    f"column {column.name!r} cannot be read as an array: its rows differ in length, or some are null; "
+                    "pad or drop them"
+                )
             raise DataError(
                 f"column {column.name!r} must be an array of shape (rows, elements) with numbers; "
                 f"it is {array.dtype} of shape {array.shape}"
@@ -278,13 +286,25 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
         return files
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(
-            f"column {name!r} cannot be read as an array: its rows differ in length; pad or drop them"
-        ) from error
+    except ValueError:  # lists of several lengths: whether they may be is a question of the column's role
+        array = np.empty(len(values), dtype=object)
+        array[:] = list(values)
     if array.ndim == 0:
         raise DataError(f"column {name!r} is a single value; give one value a row, for example [{values!r}]")
     return array
+
+
+_LISTS = (list, tuple, np.ndarray)
+
+
+def _lengths(column: Column, array: NDArray[Any]) -> NDArray[np.float64]:
+    """(n,) the number of values in each list, NaN where it is null."""
+    if array.ndim > 1:
+        return np.full(len(array), float(array.shape[1]))
+    known = [row for row in array.tolist() if isinstance(row, _LISTS) or not is_null(row)]
+    if not all(isinstance(row, _LISTS) for row in known):
+        raise DataError(f"column {column.name!r} holds {known[0]!r}, but the model was trained on lists; give lists")
+    return np.array([float(len(row)) if isinstance(row, _LISTS) else np.nan for row in array.tolist()])
 
 
 def _floats(column: Column, array: NDArray[Any]) -> NDArray[np.float64]:
@@ -309,6 +329,8 @@ def _numpy_family(array: NDArray[Any], column: Column) -> str:
         known = next((value for value in array.tolist() if not is_null(value)), None)
         if known is None:
             return column.family
+        if isinstance(known, _LISTS):
+            return "list"
         array = np.asarray(known)
         if isinstance(known, (datetime.date, datetime.timedelta)):
             return "timestamp" if isinstance(known, datetime.date) else "duration"

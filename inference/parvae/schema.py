@@ -139,6 +139,11 @@ class Column:
         """The family of the Arrow type; a column may change its type within one."""
         return type_family(self.arrow_type)
 
+    @property
+    def holds_lengths(self) -> bool:
+        """Whether the number of the column is that of the values in a list."""
+        return self.role is Role.NUMERIC and self.family == "list"
+
     def facts_as(self, kind: type[FactsKind]) -> FactsKind:
         """The facts, known to be of one kind."""
         assert isinstance(self.facts, kind), f"{self.name}: {self.facts!r} is no {kind.__name__}"
@@ -291,7 +296,7 @@ def check_family(column: Column, family: str, found: str) -> None:
         # pandas turns an integer column with nulls into floats: 3.0 and 3 are the same level.
         numbers = frozenset({"integer", "floating"})
         allowed = numbers if column.family in numbers else frozenset({column.family})
-    elif column.family in ("duration", "time"):
+    elif column.role is Role.NUMERIC and column.family in ("duration", "time", "list"):
         allowed = frozenset({column.family})
     else:
         # A timestamp that was text in training may come as text or not.

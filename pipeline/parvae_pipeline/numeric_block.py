@@ -64,7 +64,8 @@ class NumericBlock(Block):
         self.register_buffer("stddevs", torch.tensor([fact.stddev or 1.0 for fact in facts], dtype=torch.float64))
         self.register_buffer("minima", torch.tensor([fact.minimum for fact in facts], dtype=torch.float64))
         self.register_buffer("maxima", torch.tensor([fact.maximum for fact in facts], dtype=torch.float64))
-        self.register_buffer("whole", torch.tensor([column.family == "integer" for column in block.columns]))
+        are_whole = [column.family == "integer" or column.holds_lengths for column in block.columns]
+        self.register_buffer("whole", torch.tensor(are_whole))
         # What follows from the facts alone stays out of the checkpoint.
         self._has_logs = any(fact.transform == "log1p" for fact in facts)
         self._set("logs", torch.tensor([fact.transform == "log1p" for fact in facts]))

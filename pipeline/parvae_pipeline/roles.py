@@ -116,6 +116,8 @@ def _column(
     arrow_type = str(statistics.arrow_type)
     if role is Role.TIMESTAMP and statistics.family == "text":
         statistics = statistics.as_timestamps()
+    if role is Role.NUMERIC and statistics.family == "list":
+        statistics = statistics.as_lengths()
     describe = numeric_facts if with_shapes else plain_facts
     facts = _facts(statistics, role, describe)
     if role in (Role.NUMERIC, Role.TIMESTAMP):
@@ -227,6 +229,12 @@ def _frequent_levels(column: ColumnStatistics) -> list[tuple[str, int]]:
 
 def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
     if column.list_sizes & {-1, 0} or len(column.list_sizes) != 1:
+        if column.lengths is not None and len(column.lengths.levels) > 1:
+            low, high = column.lengths.moments.minimum, column.lengths.moments.maximum
+            return Role.NUMERIC, (
+                f"lists of {low:g} to {high:g} values, of which the number is modelled and no more; embed them into "
+                "lists of one length to use them whole"
+            )
         return Role.IGNORED, "lists with nulls, of several lengths or not of numbers; give every row the same length"
     (size,) = column.list_sizes
     if _is_uint8(column) and not _is_binary(column):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, image_files, list_elements, temporal_seconds
+from parvae.arrow import TEMPORAL_FAMILIES, distinct_levels, image_files, list_elements, list_lengths, temporal_seconds
 from parvae.errors import DataError
 from parvae.rows import signed_log
 from parvae.schema import NULL_TEXT, canonical_text, type_family
@@ -104,6 +104,8 @@ class ColumnStatistics:
     """Of a text column: seconds of the values that are dates or timestamps, as long as most are."""
     may_be_dates: bool = True
     list_sizes: set[int] = field(default_factory=set)
+    lengths: ColumnStatistics | None = None
+    """Of the numbers of values in lists whose type leaves them open."""
     images: ImageStatistics = field(default_factory=ImageStatistics)
     """Of the encoded images in a column of bytes; their pixels are in `moments`."""
 
@@ -150,6 +152,10 @@ class ColumnStatistics:
             levels=levels,
             num_rows_of_levels=levels.total(),
         )
+
+    def as_lengths(self) -> ColumnStatistics:
+        """The statistics of the number of values in each list; those of the column itself where all have as many."""
+        return self if self.lengths is None else dataclasses.replace(self.lengths, name=self.name)
 
     @property
     def resolution(self) -> float:
@@ -198,6 +204,10 @@ class ColumnStatistics:
         self.dates.merge(other.dates)
         self.may_be_dates = self.may_be_dates and other.may_be_dates
         self.list_sizes |= other.list_sizes
+        if self.lengths is None or other.lengths is None:
+            self.lengths = self.lengths or other.lengths
+        else:
+            self.lengths.merge(other.lengths)
         self.images.merge(other.images)
         self.moments.merge(other.moments)
         self.log_moments.merge(other.log_moments)
@@ -256,6 +266,9 @@ class ColumnStatistics:
         self.overflowed = len(self.levels) > MAX_DISTINCT
 
     def _add_lists(self, values: pa.ChunkedArray) -> None:
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            self.lengths = self.lengths or ColumnStatistics(name=self.name, arrow_type=pa.int64())
+            self.lengths.add(list_lengths(values))
         try:
             elements = list_elements(self.name, values)
         except DataError:
