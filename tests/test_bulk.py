@@ -279,6 +279,29 @@ def test_a_file_that_may_not_be_read_is_an_outcome_that_names_it(vae: parvae.VAE
         assert not task.output.exists()
 
 
+def test_a_run_that_is_given_up_leaves_whole_outputs_and_the_next_one_makes_the_others(
+    vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH_ROWS", 256)
+    for name in "abcdef":
+        pq.write_table(pa.concat_tables([mixed_table] * 5), tmp_path / f"{name}.parquet")
+    files = find_files([str(tmp_path / f"{name}.parquet") for name in "abcdef"])
+    transform = score_transform(vae, alpha=0.1)
+    tasks, output = plan(files, tmp_path / "out"), tmp_path / "out"
+    outcomes = run(tasks, transform, stamp=STAMP, output=output, threads=2)
+    first = next(outcomes)
+    assert first.task.file.relative_path.endswith("a.parquet")
+    outcomes.close()
+    there = sorted(path.name for path in output.rglob("*") if path.is_file())
+    assert "a.parquet" in there
+    assert len(there) < 6
+    assert all(pq.read_metadata(path).num_rows == 2000 for path in output.rglob("*.parquet"))
+    assert not [name for name in there if name.endswith(".tmp")]
+    again = list(run(tasks, transform, stamp=STAMP, output=output, threads=2))
+    assert [outcome.task.file.relative_path[-9:] for outcome in again] == [f"{name}.parquet" for name in "abcdef"]
+    assert sum(outcome.skipped for outcome in again) == len(there)
+
+
 def test_an_empty_file_gives_an_empty_file(vae: parvae.VAE, tmp_path: Path, mixed_table: pa.Table) -> None:
     pq.write_table(mixed_table.slice(0, 0), tmp_path / "empty.parquet")
     files = find_files([str(tmp_path / "empty.parquet")])

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ from parvae.files import SUFFIXES, DataFile
 from parvae.model import VAE
 from parvae.rows import read_inputs
 from parvae.storage import Place, Remote, write_whole
-from parvae.stream import TALLY_KEY, Results, Transform, appearing, transformed, write, writing
+from parvae.stream import TALLY_KEY, Results, Transform, Workers, appearing, transformed, write, writing
 from parvae.tally import Tally, tally
 
 ERRORS_NAME = "_errors.jsonl"
 GRID_KEY = "parvae.grid"
 """Metadata of a column of codes on a grid."""
+FILES_AT_A_TIME = 2
 FOOTERS_AT_A_TIME = 16
 """Outputs of earlier runs whose footers are read at the same time; in a bucket each takes a round trip."""
 
@@ -95,7 +97,7 @@ def run(
     threads: int = 1,
     discovery_rate: float | None = None,
 ) -> Iterator[Outcome]:
-    """Work through the tasks one by one; files that fail are listed in the ledger.
+    """Work through the tasks in order, FILES_AT_A_TIME under way; files that fail are listed in the ledger.
 
     With a `discovery_rate` the rows of each file are flagged once all their p-values are known.
 
@@ -103,9 +105,12 @@ def run(
     """
     outcomes, missing = sift(tasks, stamp=stamp)
     yield from outcomes
-    for task in missing:
-        outcomes.append(attempt(task, transform, stamp=stamp, threads=threads, discovery_rate=discovery_rate))
-        yield outcomes[-1]
+    # While one file is written to its end, the next is worked on already.
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as files, Workers(threads) as workers:
+        attempts = partial(attempt, transform=transform, stamp=stamp, workers=workers, discovery_rate=discovery_rate)
+        for outcome in files.map(attempts, missing):
+            outcomes.append(outcome)
+            yield outcome
     write_ledger(outcomes, output)
 
 
@@ -139,19 +144,21 @@ def attempt(
     transform: Transform,
     *,
     stamp: Mapping[str, str],
-    threads: int = 1,
+    workers: Workers | None = None,
     discovery_rate: float | None = None,
 ) -> Outcome:
-    """Transform one file, batch by batch; a file that is damaged, or changes after it was found, is an outcome, for the
-    others must go on.
+    """Transform one file, batch by batch, by `workers` (default: one of its own).
+
+    A file that is damaged, or changes after it was found, is an outcome, for the others must go on.
 
     Raises OutputError when the output cannot be written: then every file would fail.
     """
 
     def process() -> Outcome:
         task.file.require_unchanged()
-        results = transformed(task.file, transform, threads=threads)
-        return write_output(task, results, stamp=stamp, discovery_rate=discovery_rate)
+        with Workers(1) if workers is None else contextlib.nullcontext(workers) as working:
+            results = transformed(task.file, transform, working)
+            return write_output(task, results, stamp=stamp, discovery_rate=discovery_rate)
 
     return attempted(task, process)
 

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 from parvae.bulk import Outcome, Task, attempted, stamp_of, write_output
 from parvae.errors import DataError
 from parvae.storage import Place, Remote
-from parvae.stream import Results, Transform, appearing, transformed
+from parvae.stream import Results, Transform, Workers, appearing, transformed
 from parvae.tally import Tally
 
 PART_NAME = re.compile(r"\.{1,2}(.+)\.\d+-\d+\.part(?:\.\d+\.tmp)?")
@@ -70,12 +70,12 @@ def parts_of(task: Task, *, part_bytes: int) -> list[Part]:
     ]
 
 
-def attempt_part(part: Part, transform: Transform, *, stamp: Mapping[str, str], threads: int = 1) -> Outcome:
+def attempt_part(part: Part, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:
     """Transform the rows of a part; one that fails is an outcome.
 
     Raises OutputError when the part cannot be written.
     """
-    return attempted(part.task, lambda: _process(part, transform, stamp=stamp, threads=threads))
+    return attempted(part.task, lambda: _process(part, transform, stamp=stamp))
 
 
 def join(
@@ -110,7 +110,7 @@ def remove_parts(tasks: Sequence[Task]) -> None:
                 (folder / found.base_name).unlink(missing_ok=True)
 
 
-def _process(part: Part, transform: Transform, *, stamp: Mapping[str, str], threads: int) -> Outcome:
+def _process(part: Part, transform: Transform, *, stamp: Mapping[str, str]) -> Outcome:
     done = Outcome(task=part.task, num_rows=part.num_rows, tally=Tally.empty())
     wanted = _stamp_of(part, stamp)
     if part.place.is_file():
@@ -119,9 +119,10 @@ def _process(part: Part, transform: Transform, *, stamp: Mapping[str, str], thre
                 return done
     file = part.task.file
     file.require_unchanged()
-    results = transformed(file, transform, threads=threads, groups=range(part.first_group, part.last_group))
-    with contextlib.closing(results), appearing(part.place) as path:
-        _write(results, str(path), wanted)
+    groups = range(part.first_group, part.last_group)
+    with Workers(1) as workers, appearing(part.place) as path:
+        with contextlib.closing(transformed(file, transform, workers, groups=groups)) as results:
+            _write(results, str(path), wanted)
         file.require_unchanged()
     return done
 

@@ -9,12 +9,14 @@ import contextlib
 import glob
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +36,26 @@ TALLY_KEY = "parvae.tally"
 
 Transform = Callable[[pa.Table], tuple[pa.Table, Tally]]
 """The rows of the output that a batch becomes, and what there is to count; called from several threads."""
+
+
+class Workers:
+    """Threads that transform batches, shared by the files that are under way; and the word to stop."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self.pool, self.stop = threads, ThreadPoolExecutor(threads), threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.pool.shutdown(cancel_futures=True)
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The work was given up; nobody waits for it."""
+
+
 Results = Generator[tuple[int, tuple[pa.Table, Tally]]]
 """(row group, what became of one of its batches), in the order of the rows."""
 
@@ -68,12 +90,12 @@ def write(results: Results, path: Path, *, stamp: Mapping[str, str]) -> tuple[in
     return num_rows, tally
 
 
-def transformed(file: DataFile, transform: Transform, *, threads: int = 1, groups: range | None = None) -> Results:
+def transformed(file: DataFile, transform: Transform, workers: Workers, *, groups: range | None = None) -> Results:
     """What `transform` makes of the rows of a file, or of some of its row groups; an empty file gives one empty table.
 
-    One thread reads ahead, `threads` transform, the caller takes. What the folders of the file name is there to be
+    One thread reads ahead, `workers` transform, the caller takes. What the folders of the file name is there to be
     worked on, and is not written: the output lies in folders of the same names. Raises DataError when the file is
-    damaged.
+    damaged, Stopped when the workers were told to stop.
     """
 
     def work(table: pa.Table) -> tuple[pa.Table, Tally]:
@@ -81,7 +103,7 @@ def transformed(file: DataFile, transform: Transform, *, threads: int = 1, group
         named = [part.name for part in file.partitions if part.name not in table.column_names]
         return result.select([name for name in result.column_names if name not in named]), tally
 
-    reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(threads)
+    reader = ThreadPoolExecutor(1)
     waiting: deque[tuple[int, Future[tuple[pa.Table, Tally]]]] = deque()
     try:
         with file.open() as parquet:
@@ -90,14 +112,17 @@ def transformed(file: DataFile, transform: Transform, *, threads: int = 1, group
             while (batch := reading.result()) is not None:
                 reading = reader.submit(next, batches, None)
                 group, table = batch
-                waiting.append((group, workers.submit(work, table)))
-                if len(waiting) >= threads + BATCHES_AHEAD:
+                if workers.stop.is_set():
+                    raise Stopped
+                waiting.append((group, workers.pool.submit(work, table)))
+                if len(waiting) >= workers.threads + BATCHES_AHEAD:
                     group, future = waiting.popleft()
                     yield group, future.result()
             for group, future in waiting:
                 yield group, future.result()
     finally:
-        workers.shutdown(cancel_futures=True)
+        for _, future in waiting:
+            future.cancel()
         reader.shutdown(cancel_futures=True)
 
 
