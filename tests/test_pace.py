@@ -79,7 +79,7 @@ def test_a_table_network_is_wide_and_has_dropout_where_there_is_time_for_it() ->
     settings, default = table_settings(), architecture(width=300)
     assert training.has_open_size(settings, default, 50_000)
     brief, long = (training.sized_for(default, epochs) for epochs in (299.0, 300.0))
-    assert (brief.width, training.choose_dropout(settings, brief)) == (300, 0.0)
+    assert (brief.width, training.choose_dropout(settings, brief)) == (300, None)
     assert (long.width, training.choose_dropout(settings, long)) == (512, 0.1)
 
 
@@ -101,4 +101,4 @@ def test_the_size_of_a_table_network_is_fixed_by_its_name_by_steps_or_by_few_row
 def test_dropout_that_is_named_is_taken() -> None:
     assert training.choose_dropout(table_settings(train={"dropout": 0.3}), architecture(width=8)) == 0.3
     assert training.choose_dropout(table_settings(train={"dropout": 0.0}), architecture(width=512)) == 0.0
-    assert training.choose_dropout(table_settings(model={"width": 512}), architecture(width=512)) == 0.0
+    assert training.choose_dropout(table_settings(model={"width": 512}), architecture(width=512)) is None

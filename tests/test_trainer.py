@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 from typing import Any
@@ -10,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builders import encoded
+from builders import encoded, people_table
 from torch import Tensor
 from trainers import Rows, assert_same_weights, trainer_for
 
 from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.reader import select
-from parvae_pipeline.trainer import Trainer
+from parvae_pipeline.trainer import Report, Trainer
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
@@ -147,6 +148,68 @@ def test_dropout_acts_on_steps_alone_and_a_resumed_run_draws_the_same(people: Ro
     torch.manual_seed(1)  # whatever drew from the generator before
     resumed.fit()
     assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def few_rows() -> Rows:
+    """Rows that a network learns by heart."""
+    schema, rows = encoded(people_table(120).drop_columns(["embedding"]))
+    is_held_out = np.arange(120) >= 60
+    return schema, select(rows, ~is_held_out), select(rows, is_held_out)
+
+
+def overfitted(**choices: Any) -> tuple[Trainer, list[dict[str, Any]], list[tuple[int, float, float]]]:
+    """A trainer after a long run on few rows, its events, and (step, validation nats, learning rate) of its reports."""
+    events: list[dict[str, Any]] = []
+    reports: list[tuple[int, float, float]] = []
+
+    def keep(entry: Report) -> None:
+        step = entry.progress.step
+        reports.append((step, entry.validation.negative_elbo_nats, entry.schedule.learning_rate(step)))
+
+    trainer = overfitting_trainer(report=keep, log_event=events.append, **choices)
+    trainer.fit()
+    return trainer, events, reports
+
+
+def overfitting_trainer(*, denoising: bool = False, **choices: Any) -> Trainer:
+    shape = {"width": 64, "depth": 2, "denoising": denoising}
+    return trainer_for(few_rows(), total_steps=1_200, patience=8, shape=shape, **choices)
+
+
+def test_a_network_that_learns_its_rows_by_heart_goes_on_with_dropout_once_and_says_so() -> None:
+    trainer, events, reports = overfitted()
+    assert [event["event"] for event in events] == ["overfitting"]
+    assert "went back to those weights and on with a dropout of 0.2" in events[0]["message"]
+    begun = trainer.progress.overfitted_at
+    before = min(nats for step, nats, _ in reports if step <= begun)
+    assert trainer.progress.best_nats <= before
+    assert trainer.progress.step <= 3 * begun
+    rates = [rate for step, _, rate in reports if step > begun + 0.02 * 2 * begun]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(1e-2, rel=0.05)
+
+
+def test_a_run_resumed_after_that_ends_with_the_same_weights() -> None:
+    states: list[dict[str, Any]] = []
+    whole, _, _ = overfitted()
+    begun = whole.progress.overfitted_at
+
+    def keep(trainer: Trainer) -> None:
+        if not states and trainer.progress.step > begun + 10:
+            states.append(copy.deepcopy(trainer.state()))
+
+    overfitted(save=keep, checkpoint_every_s=0.0)
+    resumed = overfitting_trainer()
+    resumed.load_state(states[0])
+    resumed.fit()
+    assert resumed.progress.step == whole.progress.step
+    assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("choices", [{"dropout": 0.0}, {"dropout": 0.1}, {"denoising": True}], ids=str)
+def test_a_named_dropout_and_a_denoising_model_are_left_as_they_are(choices: dict[str, Any]) -> None:
+    _, events, _ = overfitted(**choices)
+    assert "overfitting" not in [event["event"] for event in events]
 
 
 def test_averaged_weights_keep_no_graph_of_the_steps(people: Rows) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,13 @@ def trainer_for(
     report: Callable[[Report], None] = lambda report: None,
     save: Callable[[Trainer], None] = lambda trainer: None,
     log_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    shape: Mapping[str, Any] = MappingProxyType({}),
     **settings: Any,
 ) -> Trainer:
     torch.set_num_threads(1)
     schema, training, held_out = people
     torch.manual_seed(0)
-    model = VariationalAutoencoder(schema, architecture(width=8, latent_size=2))
+    model = VariationalAutoencoder(schema, architecture(**{"width": 8, "latent_size": 2, **shape}))
     model.start_from({name: torch.from_numpy(array) for name, array in training.items()})
     return Trainer(
         model=model,

@@ -98,7 +98,8 @@ class TrainSettings:
     """Peak of the cosine schedule; None takes 2e-3 * sqrt(batch_size / 128)."""
     weight_decay: float = 0.01
     dropout: float | None = None
-    """Share of the hidden units of a table network that a step leaves out; None leaves out some in a long run alone."""
+    """Share of the hidden units of a table network that a step leaves out; None leaves out some in a long run,
+    and once held-out rows grow dearer."""
     warmup_share: float = 0.1
     """Share of the steps over which the weight of the KL term rises from 0 to 1 (at most 10,000 steps)."""
     objective: Literal["elbo", "iwae"] = "elbo"

@@ -31,6 +31,8 @@ class Schedule:
     """Steps between evaluations where the run is short."""
     second_warmup_at: int | None = None
     """Step at which the KL weight begins at 0 once more."""
+    begun_again_at: int = 0
+    """Step from which on the learning rate takes its course, anew."""
 
     @property
     def warmup_steps(self) -> int:
@@ -51,8 +53,9 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Linear rise, then cosine to a hundredth of the peak."""
-        rise = min(1.0, (step + 1) / max(1.0, RATE_WARMUP_SHARE * self.total_steps))
-        fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.total_steps)))
+        step, total_steps = step - self.begun_again_at, self.total_steps - self.begun_again_at
+        rise = min(1.0, (step + 1) / max(1.0, RATE_WARMUP_SHARE * total_steps))
+        fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
         return self.peak_rate * rise * (FINAL_RATE_SHARE + (1.0 - FINAL_RATE_SHARE) * fall)
 
     def kl_weight(self, step: int) -> float:
@@ -78,3 +81,7 @@ class Schedule:
     def with_second_warmup(self, step: int | None) -> Schedule:
         """The same course, with the KL weight at 0 once more at `step`."""
         return dataclasses.replace(self, second_warmup_at=step)
+
+    def with_new_beginning(self, step: int) -> Schedule:
+        """The same course, with that of the learning rate from `step` on."""
+        return dataclasses.replace(self, begun_again_at=step)

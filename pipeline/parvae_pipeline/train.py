@@ -273,12 +273,15 @@ def sized_for(architecture: Architecture, num_epochs: float) -> Architecture:
     return dataclasses.replace(architecture, width=WIDE_TABLE) if enough else architecture
 
 
-def choose_dropout(settings: RunSettings, architecture: Architecture) -> float:
-    """What is named, or some where the time made the network wide: it would learn its rows by heart."""
+def choose_dropout(settings: RunSettings, architecture: Architecture) -> float | None:
+    """What is named, or some where the time made the network wide: it would learn its rows by heart.
+
+    None leaves it to the trainer, which takes some once it sees that happen.
+    """
     if settings.train.dropout is not None:
         return settings.train.dropout
     became_wide = settings.model.width is None and architecture.width == WIDE_TABLE
-    return DROPOUT_OF_WIDE if architecture.network == "table" and became_wide else 0.0
+    return DROPOUT_OF_WIDE if architecture.network == "table" and became_wide else None
 
 
 def choose_network(schema: Schema) -> str:
