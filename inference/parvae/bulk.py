@@ -35,7 +35,6 @@ from parvae.tally import Tally, tally
 ERRORS_NAME = "_errors.jsonl"
 GRID_KEY = "parvae.grid"
 """Metadata of a column of codes on a grid."""
-FILES_AT_A_TIME = 2
 FOOTERS_AT_A_TIME = 16
 """Outputs of earlier runs whose footers are read at the same time; in a bucket each takes a round trip."""
 
@@ -97,7 +96,7 @@ def run(
     threads: int = 1,
     discovery_rate: float | None = None,
 ) -> Iterator[Outcome]:
-    """Work through the tasks in order, FILES_AT_A_TIME under way; files that fail are listed in the ledger.
+    """Work through the tasks in order, two of them under way; files that fail are listed in the ledger.
 
     With a `discovery_rate` the rows of each file are flagged once all their p-values are known.
 
@@ -105,10 +104,9 @@ def run(
     """
     outcomes, missing = sift(tasks, stamp=stamp)
     yield from outcomes
-    # While one file is written to its end, the next is worked on already.
-    with ThreadPoolExecutor(FILES_AT_A_TIME) as files, Workers(threads) as workers:
+    with Workers(threads) as workers:
         attempts = partial(attempt, transform=transform, stamp=stamp, workers=workers, discovery_rate=discovery_rate)
-        for outcome in files.map(attempts, missing):
+        for outcome in workers.files.map(attempts, missing):
             outcomes.append(outcome)
             yield outcome
     write_ledger(outcomes, output)

@@ -30,6 +30,8 @@ from parvae.tally import Tally
 BATCH_ROWS, BATCH_BYTES = 16_384, 32 << 20
 BATCHES_AHEAD = 2
 """Batches in hand beside the one that each thread works on."""
+FILES_AT_A_TIME = 2
+"""While one is written to its end, the next is worked on already."""
 UNIQUE_VALUES = frozenset({"score", "code"})
 """Columns whose values rarely repeat, so that a dictionary of them only costs time."""
 TALLY_KEY = "parvae.tally"
@@ -39,17 +41,19 @@ Transform = Callable[[pa.Table], tuple[pa.Table, Tally]]
 
 
 class Workers:
-    """Threads that transform batches, shared by the files that are under way; and the word to stop."""
+    """Threads that transform batches, shared by the files that are under way; those files; and the word to stop."""
 
     def __init__(self, threads: int) -> None:
-        self.threads, self.pool, self.stop = threads, ThreadPoolExecutor(threads), threading.Event()
+        self.threads, self.stop = threads, threading.Event()
+        self.batches, self.files = ThreadPoolExecutor(threads), ThreadPoolExecutor(FILES_AT_A_TIME)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop.set()
-        self.pool.shutdown(cancel_futures=True)
+        self.files.shutdown(cancel_futures=True)
+        self.batches.shutdown(cancel_futures=True)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -114,7 +118,7 @@ def transformed(file: DataFile, transform: Transform, workers: Workers, *, group
                 group, table = batch
                 if workers.stop.is_set():
                     raise Stopped
-                waiting.append((group, workers.pool.submit(work, table)))
+                waiting.append((group, workers.batches.submit(work, table)))
                 if len(waiting) >= workers.threads + BATCHES_AHEAD:
                     group, future = waiting.popleft()
                     yield group, future.result()
