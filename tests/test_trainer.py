@@ -19,6 +19,7 @@ from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.reader import select
 from parvae_pipeline.trainer import Report, Trainer
+from parvae_pipeline.world import World
 
 
 def stored(state: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def overfitted(**choices: Any) -> tuple[Trainer, list[dict[str, Any]], list[tupl
 
 def overfitting_trainer(*, denoising: bool = False, **choices: Any) -> Trainer:
     shape = {"width": 64, "depth": 2, "denoising": denoising}
-    return trainer_for(few_rows(), total_steps=1_200, patience=8, shape=shape, **choices)
+    return trainer_for(few_rows(), shape=shape, **{"total_steps": 1_200, "patience": 8, **choices})
 
 
 def test_a_network_that_learns_its_rows_by_heart_goes_on_with_dropout_once_and_says_so() -> None:
@@ -204,6 +205,19 @@ def test_a_run_resumed_after_that_ends_with_the_same_weights() -> None:
     resumed.fit()
     assert resumed.progress.step == whole.progress.step
     assert_same_weights(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_the_first_process_decides_whether_rows_are_learned_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def from_first(world: World, value: Any) -> Any:
+        asked.append(value)
+        return False if isinstance(value, bool) else value
+
+    monkeypatch.setattr(World, "from_first", from_first)
+    _, events, _ = overfitted(patience=100)
+    assert True in asked
+    assert events == []
 
 
 @pytest.mark.parametrize("choices", [{"dropout": 0.0}, {"dropout": 0.1}, {"denoising": True}], ids=str)

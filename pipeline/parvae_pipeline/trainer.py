@@ -400,7 +400,9 @@ class Trainer:
         if self._has_collapsed(validation):
             self._repair_collapse(validation.rate_nats)
         is_out_of_patience = progress.evaluations_since_best >= self.settings.patience
-        if (is_out_of_patience or self._overfits(validation, train_nats)) and self._may_begin_again():
+        # Each process knows the loss of its own rows; the first one decides.
+        overfits = self._world.from_first(self._overfits(validation, train_nats))
+        if (is_out_of_patience or overfits) and self._may_begin_again():
             self._repair_overfitting(validation)
         elif is_out_of_patience:
             progress.finished = True
