@@ -3,9 +3,9 @@
     python benchmarks/every_set.py [--budget 60s] [--data DIR]
 
 Nothing is named but the columns to leave out. `failed` counts sets that ended with an error, `skipped_share` the share
-of all steps whose gradient could not be used, `repairs` what training mended by itself (collapse, rollback), and
-`collapsed` sets whose code held almost nothing at the end, whether or not their columns tell of one another. A line for
-every set goes to stderr, with the lights of its diagnosis that are not green.
+of all steps whose gradient could not be used, `repairs` what training mended by itself (collapse, rollback,
+overfitting), and `collapsed` sets whose code held almost nothing at the end, whether or not their columns tell of one
+another. A line for every set goes to stderr, with the lights of its diagnosis that are not green.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def _train(name: str, data: str, columns: str, *, budget: str) -> Trained:
     found = Trained(
         num_steps=metrics["num_steps"],
         num_skipped=metrics["num_skipped_steps"],
-        repairs=[entry["event"] for entry in log if entry.get("event") in ("collapse", "rollback")],
-        has_collapsed=any(finding["subject"] == "latent code" for finding in lights),
+        repairs=[entry["event"] for entry in log if entry.get("event") in ("collapse", "rollback", "overfitting")],
+        has_collapsed=any(finding["subject"] == "latent code" and finding["light"] == "red" for finding in lights),
     )
     said = "; ".join(f"{finding['subject']} {finding['light']}: {finding['text']}" for finding in lights)
     print(f"set {name}: {found.num_steps} steps, {found.num_skipped} skipped, {found.repairs}; {said}", file=sys.stderr)

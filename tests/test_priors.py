@@ -154,7 +154,7 @@ HEALTHY = {
     ("subject", "trouble", "light"),
     [
         ("latent code", {"rate_nats": 0.2}, "red"),
-        ("latent code", {"num_active_units": 1}, "red"),
+        ("latent code", {"num_active_units": 1}, "amber"),
         ("prior", {"prior_auc": 0.7}, "amber"),
         ("prior", {"prior_auc": 0.95}, "red"),
         ("posterior", {"bound_gap_nats": 6.0}, "amber"),
