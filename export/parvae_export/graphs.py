@@ -29,10 +29,17 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
         self.block_names = tuple(block.name for block in model.schema.inputs)
+        self.register_buffer("dimensions", torch.tensor(model.code_dimensions))
+
+    dimensions: Tensor
 
     def raw(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Input tensors by block name."""
         return dict(zip(self.block_names, tensors, strict=True))
+
+    def code(self, z: Tensor) -> Tensor:
+        """(..., C) of latent vectors (..., L): without their surplus dimensions."""
+        return z[..., self.dimensions] if self.model.architecture.surplus else z
 
     def columns(self, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Output tensors in block order."""
@@ -45,16 +52,10 @@ class EncodeGraph(Graph):
     def __init__(self, model: VariationalAutoencoder) -> None:
         super().__init__(model)
         self.input_names, self.output_names = self.block_names, ("mean", "stddev")
-        self.register_buffer("dimensions", torch.tensor(model.code_dimensions))
-
-    dimensions: Tensor
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         mean, log_variance = self.model.posterior(self.raw(tensors))
-        stddev = torch.exp(0.5 * log_variance)
-        if not self.model.architecture.surplus:
-            return mean, stddev
-        return mean[:, self.dimensions], stddev[:, self.dimensions]
+        return self.code(mean), self.code(torch.exp(0.5 * log_variance))
 
 
 class DecodeGraph(Graph):
@@ -63,8 +64,8 @@ class DecodeGraph(Graph):
     def __init__(self, model: VariationalAutoencoder) -> None:
         super().__init__(model)
         self.input_names, self.output_names = ("z",), self.block_names
-        places = torch.full((model.latent_size,), len(model.code_dimensions))
-        places[model.code_dimensions] = torch.arange(len(model.code_dimensions))
+        places = torch.full((model.latent_size,), len(self.dimensions))
+        places[self.dimensions] = torch.arange(len(self.dimensions))
         self.register_buffer("places", places)
 
     places: Tensor
@@ -86,12 +87,9 @@ class ScoreGraph(Graph):
     def __init__(self, model: VariationalAutoencoder, strangeness: Strangeness | None = None) -> None:
         super().__init__(model)
         self.strangeness = strangeness
-        self.register_buffer("dimensions", torch.tensor(model.code_dimensions))
         self.input_names, self.output_names = self.block_names, ("score", "contributions")
         if strangeness is not None:
             self.output_names += ("strangeness", "parts", "conditional", HIDDEN_CODES)
-
-    dimensions: Tensor
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         raw = self.raw(tensors)
@@ -101,7 +99,7 @@ class ScoreGraph(Graph):
         if self.strangeness is None:
             return outputs
         *parts, codes = self.strangeness(raw)
-        return (*outputs, *parts, codes[:, :, self.dimensions] if self.model.architecture.surplus else codes)
+        return (*outputs, *parts, self.code(codes))
 
 
 class SampleGraph(Graph):
