@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -17,6 +17,7 @@ from parvae import __version__
 from parvae.bundle import Bundle, bundle_bytes, read_bundle
 from parvae.codes import CodeGrid
 from parvae.errors import BundleError
+from parvae.files import find_files
 from parvae.noise import standard_normal
 from parvae.rows import Arrays
 from parvae.scores import Calibration
@@ -24,6 +25,7 @@ from parvae.selftest import replay, write_golden
 from parvae.sessions import Sessions
 from parvae.storage import Place, place_of, write_whole
 from parvae_export.card import model_card
+from parvae_export.codec import CodecReport, fit_codec
 from parvae_export.graphs import GRAPHS, Graph, ScoreGraph
 from parvae_export.int8 import Int8Report, compare_int8, in_int8
 from parvae_export.onnx_graph import to_onnx
@@ -66,6 +68,8 @@ class ExportResult:
     """Mean score of the calibration rows, by the exported graph."""
     int8: Int8Report | None = None
     """What hidden layers in 8 bits changed, where they were asked for."""
+    codec: CodecReport | None = None
+    """What fitting the codec came to, where one was asked for."""
 
 
 def export(
@@ -73,14 +77,16 @@ def export(
     output: str | Place | None = None,
     *,
     int8: bool = False,
+    codec_data: Sequence[str] = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> ExportResult:
     """Write `model.vae` beside the checkpoint (or to `output`), whole or not at all.
 
     With `int8` the hidden layers of the verified graphs are put in 8 bits; calibration and golden rows are of those.
+    `codec_data` are Parquet files or folders to fit a codec to.
 
-    Raises BundleError when the file is no checkpoint, or a graph disagrees with torch, and SettingError when there is
-    no layer to put in 8 bits.
+    Raises BundleError when the file is no checkpoint, or a graph disagrees with torch, SettingError when there is no
+    layer to put in 8 bits, and DataError when no codec can be fitted to the files.
     """
     checkpoint = read_checkpoint(checkpoint_path)
     path = place_of(output) if output is not None else place_of(checkpoint_path).with_name("model.vae")
@@ -125,6 +131,12 @@ def export(
         }
     members = {f"{role}.onnx": content for role, content in graphs.items()}
     members["golden.npz"] = _golden(checkpoint, modules, sessions, rows)
+    codec_report = None
+    if codec_data:
+        announce("codec: fitting a network for every column of numbers")
+        codec, codec_report = fit_codec(checkpoint.schema, find_files(codec_data), seed=checkpoint.settings.train.seed)
+        members |= codec.members()
+        manifest["codec"] = {"id": codec.id.hex(), **dataclasses.asdict(codec_report)}
     members["card.md"] = model_card(checkpoint, manifest).encode()
     content = bundle_bytes(manifest, members)
     _verify(read_bundle(content))
@@ -138,6 +150,7 @@ def export(
         from_real_rows=from_real_rows,
         negative_elbo_nats=float(np.mean(outputs["score"], dtype=np.float64)),
         int8=report,
+        codec=codec_report,
     )
 
 

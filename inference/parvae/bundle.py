@@ -7,6 +7,8 @@
     sample.onnx     z_noise, noise -> columns in data units
     golden.npz      rows in, numbers out: what `selftest` replays
     card.md         the model in words
+    codec.npz       with `vae export --codec` alone, and so
+    decode_exact.onnx  the parameters of a column of numbers, given the columns before it: see `vaez.codec`
 
 Format 2 is that of models that tell strangeness: their calibration table holds strangeness, where format 1 holds nats.
 A bundle states the oldest format that tells it right. A reader verifies every hash and the format before a session is

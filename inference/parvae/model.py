@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from parvae.bundle import GRAPHS, Bundle, BundleSource, read_bundle
 from parvae.codes import CodeGrid
 from parvae.conformal import smallest_alpha
-from parvae.errors import DataError, SettingError
+from parvae.errors import BundleError, DataError, SettingError
 from parvae.noise import standard_normal
 from parvae.rows import Arrays, in_the_form_of, read_inputs, rows_from_outputs
 from parvae.schema import Role, Schema
 from parvae.scores import Calibration, Scores
 from parvae.sessions import Sessions
+from parvae.vaez.codec import FACTS, GRAPH, Codec
+from parvae.vaez.rows import compress, decompress
 
 LATENT_PART = "(latent)"
 HIDDEN_CODES = "hidden_codes"
@@ -51,6 +53,7 @@ class VAE:
         self._bundle, self._threads = bundle, threads
         self._schema = Schema.from_json(bundle.manifest["schema"])
         self._calibration = Calibration.from_json(bundle.manifest["calibration"])
+        self._codec: Codec | None = None
         graphs = {graph: bundle.members[f"{graph}.onnx"] for graph in GRAPHS}
         self._sessions = Sessions(graphs, threads=threads, low_memory=low_memory)
 
@@ -81,6 +84,28 @@ class VAE:
         Raises BundleError when the bundle was exported without one.
         """
         return CodeGrid.of(self._bundle.manifest)
+
+    @property
+    def codec(self) -> Codec | None:
+        """What files are compressed with; None where the bundle was exported without.
+
+        Raises BundleError when this machine does not compute it exactly.
+        """
+        if self._codec is None and FACTS in self._bundle.members:
+            self._codec = Codec.from_members(self._bundle.members[FACTS], self._bundle.members[GRAPH])
+        return self._codec
+
+    def require_codec(self) -> Codec:
+        """The codec.
+
+        Raises BundleError when the bundle was exported without one.
+        """
+        if self.codec is None:
+            raise BundleError(
+                f"{self._bundle.name} has no codec; export it with `vae export CHECKPOINT --codec DATA`, or compress "
+                "without a model"
+            )
+        return self.codec
 
     @property
     def smallest_alpha(self) -> float:
@@ -192,6 +217,17 @@ class VAE:
             for index, (name, size) in enumerate(sizes.items())
         ]
         return {"z_noise": z_noise, "noise": np.concatenate(blocks, axis=1)}
+
+    def compress(self, rows: Any, *, bounds: Mapping[str, Any] | None = None, carry_model: bool = False) -> bytes:
+        """The bytes of a `.vaez` file that holds all columns of `rows`, smaller for what this model knows of them.
+
+        As `parvae.compress` with this model. Raises BundleError when the bundle has no codec.
+        """
+        return compress(rows, bounds=bounds, model=self, carry_model=carry_model)
+
+    def decompress(self, blob: bytes, *, columns: Sequence[str] | None = None) -> Any:
+        """The rows of a `.vaez` file that this model compressed, in the form they came in; as `parvae.decompress`."""
+        return decompress(blob, columns=columns, model=self)
 
     def __repr__(self) -> str:
         names = ", ".join(column.name for column in self._schema.modelled[:6])

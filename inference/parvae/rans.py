@@ -17,7 +17,7 @@ Letters in shapes: T tables, S symbols of the largest table, L lanes, n symbols 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,13 +76,51 @@ class Tables:
         return by_slot.reshape(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
     """Symbols (n,) to encode with `tables`; `table_index` (n,) says which one each symbol takes (None: the first)."""
 
     symbols: NDArray[np.integer]
     tables: Tables
     table_index: NDArray[np.integer] | None = None
+
+    def intervals(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """First slot (n,) and number of slots (n,) of every symbol."""
+        index = self.symbols.astype(np.int64)
+        if self.table_index is not None:
+            index += self.table_index.astype(np.int64) * self.tables.frequencies.shape[1]
+        packed = self.tables.packed_for_encoding[index]
+        return packed & np.uint32(0xFFFF), packed >> np.uint32(16)
+
+    def num_bits(self) -> float:
+        """What the symbols take."""
+        frequencies = self.tables.frequencies
+        key = self.symbols.astype(np.int64)
+        if self.table_index is not None:
+            key += self.table_index.astype(np.int64) * frequencies.shape[1]
+        counts = np.bincount(key, minlength=frequencies.size)
+        return float(-(counts * np.log2(np.maximum(frequencies.reshape(-1), 1) / NUM_SLOTS)).sum())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitPart:
+    """Symbols (n,) each with a table of its own: symbol s of row i has the slots from bounds[s, i] to bounds[s + 1, i].
+
+    `bounds` (S + 1, n) rise from 0 to 4096 along the first axis.
+    """
+
+    symbols: NDArray[np.integer]
+    bounds: NDArray[np.uint32]
+
+    def intervals(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """First slot (n,) and number of slots (n,) of every symbol."""
+        rows = np.arange(len(self.symbols))
+        starts = self.bounds[self.symbols, rows]
+        return starts, self.bounds[self.symbols + 1, rows] - starts
+
+    def num_bits(self) -> float:
+        """What the symbols take."""
+        return float(-np.log2(self.intervals()[1] / NUM_SLOTS).sum())
 
 
 def lanes_for(num_bits: float, num_symbols: int) -> int:
@@ -100,7 +138,7 @@ class Stream:
     """(first symbol, lanes): how many lanes there are from which symbol of the stream on; they become fewer."""
 
 
-def encode(parts: Sequence[Part], num_lanes: int) -> Stream:
+def encode(parts: Sequence[Part | SplitPart], num_lanes: int) -> Stream:
     """The stream that a `Decoder` reads part by part, in the order given. Symbols must have a frequency above 0."""
     encoder = _Encoder(num_lanes)
     for part in reversed(parts):
@@ -119,13 +157,9 @@ class _Encoder:
         self._joined: list[tuple[int, int]] = []
         """Symbols before which lanes joined, counted from the end, and the lanes there were."""
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Part | SplitPart) -> None:
         """Code the symbols of the part before those that came so far."""
-        index = part.symbols.astype(np.int64)
-        if part.table_index is not None:
-            index += part.table_index.astype(np.int64) * part.tables.frequencies.shape[1]
-        packed = part.tables.packed_for_encoding[index]
-        starts, frequencies = packed & np.uint32(0xFFFF), packed >> np.uint32(16)
+        starts, frequencies = part.intervals()
         assert frequencies.all(), "a symbol of frequency 0 cannot be coded"
         # x -> x // f * 4096 + x % f + start, written as x + start + x // f * (4096 - f). Division in float64 is exact
         # (x < 2**32, f <= 2**12: a quotient that is no whole number is 2**-12 away from one) and twice as fast.
@@ -226,18 +260,32 @@ class Decoder:
         """
         entries = np.empty(num_symbols, np.uint32)
         offsets = None if table_index is None else table_index.astype(np.uint32) << np.uint32(SLOT_BITS)
+        for here in self._spans(num_symbols):
+            self._read(entries[here], tables.packed_for_decoding, None if offsets is None else offsets[here])
+        return entries.astype(np.uint8)
+
+    def read_split(self, bounds: NDArray[np.uint32]) -> NDArray[np.uint8]:
+        """(n,) the next part, which was encoded as a `SplitPart` with these bounds (S + 1, n).
+
+        Raises CorruptFileError when the stream ends before the part does.
+        """
+        symbols = np.empty(bounds.shape[1], np.uint8)
+        for here in self._spans(len(symbols)):
+            self._read_split(symbols[here], bounds[:, here])
+        return symbols
+
+    def _spans(self, num_symbols: int) -> Iterator[slice]:
+        """Stretches of a part in which the lanes stay the same."""
         first = 0
         while first < num_symbols:
             last = num_symbols
             if self._drops:
                 last = min(last, first + self._drops[0][0] - self._num_read)
-            here = slice(first, last)
-            self._read(entries[here], tables.packed_for_decoding, None if offsets is None else offsets[here])
+            yield slice(first, last)
             self._num_read += last - first
             if self._drops and self._num_read == self._drops[0][0]:
                 self._drop_to(self._drops.pop(0)[1])
             first = last
-        return entries.astype(np.uint8)
 
     def _read(
         self, entries: NDArray[np.uint32], packed: NDArray[np.uint32], offsets: NDArray[np.uint32] | None
@@ -268,6 +316,31 @@ class Decoder:
             x[hungry] = fed
             position = end
         self._position = position
+
+    def _read_split(self, symbols: NDArray[np.uint8], bounds: NDArray[np.uint32]) -> None:
+        low, frequency_bits, _, _, sixteen, _, lowest = _CONSTANTS
+        num_lanes, num_symbols = len(self._states), len(symbols)
+        flat = np.ascontiguousarray(bounds).reshape(-1)
+        stride, rows = np.int64(num_symbols), np.arange(num_symbols)
+        for first in range(0, num_symbols, num_lanes):
+            here = slice(first, first + num_lanes)
+            x = self._states[: min(num_lanes, num_symbols - first)]
+            slots = x & low
+            found = (slots >= bounds[1:-1, here]).sum(axis=0, dtype=np.uint8)
+            symbols[here] = found
+            place = found * stride
+            place += rows[here]
+            starts = flat.take(place)
+            place += stride
+            x >>= frequency_bits
+            x *= flat.take(place) - starts
+            x += slots - starts
+            hungry = (x < lowest).nonzero()[0]
+            end = self._position + len(hungry)
+            if end > len(self._words):
+                raise CorruptFileError("an rANS stream ends before its symbols do; the file is damaged")
+            x[hungry] = x[hungry] << sixteen | self._words[self._position : end]
+            self._position = end
 
     def _drop_to(self, num_lanes: int) -> None:
         """Go on with the first lanes; the others are back where they joined, and give their words back."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from parvae.bundle import GRAPHS, Bundle
 from parvae.sessions import Sessions
+from parvae.vaez.codec import FACTS, GRAPH, Codec
 
 RELATIVE_TOLERANCE = 1e-4
 CONTINUOUS_OUTPUTS = ("mean", "stddev", "score", "contributions", "strangeness", "parts", "conditional", "hidden_codes")
@@ -50,6 +51,10 @@ def replay(bundle: Bundle, *, threads: int = 1) -> list[Check]:
             compare(graph, name, outputs[name], wanted, tolerance_factor=factor)
             for name, wanted in golden[graph]["out"].items()
         ]
+    if FACTS in bundle.members:
+        codec = Codec.from_members(bundle.members[FACTS], bundle.members[GRAPH], proved=False)
+        error = float(codec.probed() != codec.probe_digest)
+        checks.append(Check(graph="decode_exact", output="parameters", error=error, limit=0.0, passed=not error))
     return checks
 
 
@@ -78,6 +83,7 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "latent_size": manifest["latent_size"],
         "negative_elbo_nats": manifest["metrics"]["negative_elbo_nats"],
         "calibration_rows": len(manifest["calibration"]["scores"]),
+        "codec": f"{manifest['codec']['num_columns']} columns" if "codec" in manifest else "none",
         "hidden_layers": "int8" if "int8" in manifest else "float32",
         "holds_real_rows": manifest.get("holds_real_rows", manifest["calibration"]["from_real_rows"]),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from parvae.arrow import as_table
 from parvae.errors import DataError
 from parvae.files import DataFile
+from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, ordered_texts
 from parvae.vaez.rows import Batch, compress_to, rows_of_a_block
 
@@ -21,7 +22,14 @@ _STORED_AS = {32: pa.int32(), 64: pa.int64()}
 
 
 def compress_table(
-    sink: BinaryIO, rows: Any, *, bounds: Mapping[str, Any] | None, block_rows: int, effort: int
+    sink: BinaryIO,
+    rows: Any,
+    *,
+    bounds: Mapping[str, Any] | None,
+    block_rows: int,
+    effort: int,
+    codec: Codec | None = None,
+    carry: bool = False,
 ) -> dict[str, int]:
     """Compress a table or dataframe."""
     table = as_table(rows)
@@ -33,11 +41,19 @@ def compress_table(
         _head(table.schema),
         bounds=bounds,
         effort=effort,
+        codec=codec,
+        carry=carry,
     )
 
 
 def compress_files(
-    sink: BinaryIO, files: Sequence[DataFile], *, bounds: Mapping[str, Any] | None, effort: int
+    sink: BinaryIO,
+    files: Sequence[DataFile],
+    *,
+    bounds: Mapping[str, Any] | None,
+    effort: int,
+    codec: Codec | None = None,
+    carry: bool = False,
 ) -> dict[str, int]:
     """Compress Parquet files of one schema, one after the other, a block at a time."""
     schema = _schema_of(files[0])
@@ -53,16 +69,17 @@ def compress_files(
         if not num_batches:
             yield batch_of(schema.empty_table())
 
-    return compress_to(sink, batches, _head(schema), bounds=bounds, effort=effort)
+    return compress_to(sink, batches, _head(schema), bounds=bounds, effort=effort, codec=codec, carry=carry)
 
 
-def file_batches(file: DataFile) -> Iterator[Batch]:
-    """The rows of a Parquet file, as many at a time as make a block."""
+def file_batches(file: DataFile, columns: Sequence[str] | None = None) -> Iterator[Batch]:
+    """The rows of a Parquet file, or some columns of them, as many at a time as make a block."""
     with file.open() as parquet:
+        wanted = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
         groups = [parquet.metadata.row_group(place) for place in range(parquet.metadata.num_row_groups)]
         row_bytes = sum(group.total_byte_size for group in groups) / max(1, parquet.metadata.num_rows)
         row_bytes = max(row_bytes, sum(_width(field.type) for field in parquet.schema_arrow))
-        for batch in parquet.iter_batches(batch_size=rows_of_a_block(row_bytes)):
+        for batch in parquet.iter_batches(batch_size=rows_of_a_block(row_bytes), columns=wanted):
             yield batch_of(file.with_partitions(pa.Table.from_batches([batch])))
 
 

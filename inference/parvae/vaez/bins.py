@@ -150,6 +150,15 @@ def fit_bins(numbers: NDArray[np.integer[Any]], bin_cost: float = BIN_COST_BITS)
         bin_cost *= 2.0
 
 
+def even_bins(numbers: NDArray[np.integer[Any]]) -> Bins:
+    """Bins of one width, the smallest power of two of which at most 256 reach over `numbers` (n,), n > 0."""
+    base = int(numbers.min())
+    reach = int(numbers.max()) - base
+    bits = max(0, reach.bit_length() - MAX_SYMBOLS.bit_length() + 1)
+    starts = np.arange((reach >> bits) + 1, dtype=np.uint64) << np.uint64(bits)
+    return Bins(base, starts, np.full(len(starts), bits, np.uint8))
+
+
 def _counted(numbers: NDArray[np.integer[Any]], base: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The distinct distances from `base`, rising, and how often each occurs."""
     if int(numbers.max()) - base < max(1 << 16, len(numbers)):

@@ -8,11 +8,13 @@ The CRC covers the header and the facts. Columns of whole numbers share one rANS
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,10 @@ from parvae.errors import CorruptFileError
 from parvae.rans import Decoder
 from parvae.vaez.bounds import Bound, Promise
 from parvae.vaez.choice import Chosen, best_form
+from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, joined, pack, packed_bits, split, unpack
 from parvae.vaez.forms import Formed, values_from
+from parvae.vaez.known import Known
 from parvae.vaez.stream import decode_columns, encode_columns
 
 HEADER = struct.Struct("<4s5I")
@@ -44,6 +48,33 @@ _DAMAGE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodecOfFile:
+    """A codec, and the number that each column of the file has in it."""
+
+    codec: Codec
+    numbers: Mapping[int, int]
+
+    @classmethod
+    def of(cls, codec: Codec, names: Sequence[str]) -> CodecOfFile:
+        """For a file with columns of these names."""
+        places = {name: place for place, name in enumerate(names)}
+        return cls(codec=codec, numbers={places[name]: n for n, name in enumerate(codec.names) if name in places})
+
+    def known(self, place: int, column: ColumnData, formed: Formed) -> Known | None:
+        """What the codec knows of a column in this form."""
+        if place not in self.numbers or not isinstance(column, Numbers) or column.values.ndim > 1:
+            return None
+        return Known(
+            codec=self.codec,
+            column=self.numbers[place],
+            form=formed.form,
+            facts=formed.facts,
+            levels=formed.levels,
+            dtype=column.values.dtype,
+        )
+
+
 class _Sections:
     """Byte strings of a block, named by their number."""
 
@@ -59,10 +90,22 @@ class _Sections:
         return {"section": self.add(stored), "codec": codec, "bytes": len(content), "item": item_size}
 
 
-def encode_block(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int, *, effort: int = 2) -> bytes:
-    """The block of columns (n rows each) under these bounds, decoded once to prove it; plain where that failed."""
+def encode_block(
+    columns: Sequence[ColumnData],
+    bounds: Sequence[Bound],
+    index: int,
+    *,
+    effort: int = 2,
+    codec: CodecOfFile | None = None,
+) -> bytes:
+    """The block of columns (n rows each) under these bounds, decoded once to prove it; plain where that failed.
+
+    With a codec it is the smaller one of the blocks with and without it.
+    """
     content = _encoded(columns, bounds, index, effort)
-    _, decoded = decode_block(content)
+    if codec is not None:
+        content = min(content, _encoded(columns, bounds, index, effort, codec), key=len)
+    _, decoded = decode_block(content, codec=codec)
     kept = all(
         keeps(column, again, bound) for column, again, bound in zip(columns, decoded.values(), bounds, strict=True)
     )
@@ -96,7 +139,13 @@ def keeps(column: ColumnData, again: ColumnData, bound: Bound) -> bool:
         return bool(np.all(same | (~special & (np.abs(x - y) <= reach))))
 
 
-def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int, effort: int) -> bytes:
+def _encoded(
+    columns: Sequence[ColumnData],
+    bounds: Sequence[Bound],
+    index: int,
+    effort: int,
+    codec: CodecOfFile | None = None,
+) -> bytes:
     sections = _Sections()
     entries: list[dict[str, Any]] = []
     formed: dict[int, Chosen] = {}
@@ -108,7 +157,13 @@ def _encoded(columns: Sequence[ColumnData], bounds: Sequence[Bound], index: int,
             formed[place] = chosen
     facts: dict[str, Any] = {"columns": entries}
     if formed:
-        encoded = encode_columns({place: chosen.coded for place, chosen in formed.items()})
+        coded = {place: chosen.coded for place, chosen in formed.items()}
+        if codec is not None:
+            coded = {
+                place: dataclasses.replace(one, known=codec.known(place, columns[place], formed[place].formed))
+                for place, one in coded.items()
+            }
+        encoded = encode_columns(coded, num_rows)
         for place, entry in encoded.entries.items():
             entries[place] |= entry | {"crc": _decoded_checksum(columns[place], formed[place].formed)}
         facts["stream"] = {
@@ -206,7 +261,9 @@ def read_header(header: bytes) -> tuple[int, int, int, int]:
     return size, facts_size, index, num_rows
 
 
-def decode_block(content: bytes, wanted: Sequence[int] | None = None) -> tuple[int, dict[int, ColumnData]]:
+def decode_block(
+    content: bytes, wanted: Sequence[int] | None = None, *, codec: CodecOfFile | None = None
+) -> tuple[int, dict[int, ColumnData]]:
     """The index of a block and its columns by number (all of them unless `wanted` names some).
 
     Raises CorruptFileError when a checksum, a size or the end of a stream is wrong.
@@ -219,7 +276,7 @@ def decode_block(content: bytes, wanted: Sequence[int] | None = None) -> tuple[i
         raise CorruptFileError(f"the facts of block {index} differ from their checksum; the file is damaged")
     try:
         facts = json.loads(zlib.decompress(stored_facts))
-        reader = _Reader(facts, content[HEADER.size + facts_size :], num_rows)
+        reader = _Reader(facts, content[HEADER.size + facts_size :], num_rows, codec)
         return index, reader.columns(range(len(facts["columns"])) if wanted is None else wanted)
     except CorruptFileError as error:
         raise CorruptFileError(f"block {index}: {error}") from error
@@ -230,8 +287,8 @@ def decode_block(content: bytes, wanted: Sequence[int] | None = None) -> tuple[i
 class _Reader:
     """The columns of one block."""
 
-    def __init__(self, facts: Mapping[str, Any], body: bytes, num_rows: int) -> None:
-        self._facts, self._body, self._num_rows = facts, body, num_rows
+    def __init__(self, facts: Mapping[str, Any], body: bytes, num_rows: int, codec: CodecOfFile | None) -> None:
+        self._facts, self._body, self._num_rows, self._codec = facts, body, num_rows, codec
         ends = np.cumsum([size for size, _ in facts["sections"]], dtype=np.int64).tolist()
         if (ends[-1] if ends else 0) != len(body):
             raise CorruptFileError("its sections do not fill it; the file is damaged")
@@ -261,7 +318,26 @@ class _Reader:
         tables = self._unpacked(stream["tables"])
         decoder = Decoder(self._section(stream["section"]), stream.get("lanes"))  # none before format 3
         columns = self._facts["columns"]
-        return decode_columns(decoder, tables, stream["order"], columns, self._num_rows, self._valid, wanted)
+        return decode_columns(
+            decoder, tables, stream["order"], columns, self._num_rows, self._valid, wanted, self._known
+        )
+
+    def _known(self, place: int) -> Known | None:
+        """What the codec knows of a column that is in the stream."""
+        entry = self._facts["columns"][place]
+        if self._codec is None or place not in self._codec.numbers or entry["kind"] != "numbers" or entry["shape"]:
+            return None
+        return Known(
+            codec=self._codec.codec,
+            column=self._codec.numbers[place],
+            form=entry["form"],
+            facts=entry["facts"],
+            levels=self._levels(entry, np.dtype(entry["dtype"])),
+            dtype=np.dtype(entry["dtype"]),
+        )
+
+    def _levels(self, entry: Mapping[str, Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        return np.frombuffer(self._unpacked(entry["distinct"]), dtype) if "distinct" in entry else None
 
     def _valid(self, entry: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         if "valid" not in entry:
@@ -284,7 +360,7 @@ class _Reader:
                 values=values,
                 valid=np.unpackbits(packed, count=self._num_rows).astype(bool) if entry["nulls"] else None,
             )
-        levels = np.frombuffer(self._unpacked(entry["distinct"]), dtype) if "distinct" in entry else None
+        levels = self._levels(entry, dtype)
         present = values_from(entry["form"], numbers, entry["facts"], levels, dtype)
         if "exceptions" in entry:
             positions, raw = map(self._unpacked, entry["exceptions"])

@@ -11,16 +11,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from parvae.errors import CorruptFileError, WrongModelError
+from parvae.errors import BundleError, CorruptFileError, WrongModelError
 from parvae.vaez.block import HEADER as BLOCK_HEADER
 from parvae.vaez.block import TAG as BLOCK_TAG
-from parvae.vaez.block import decode_block, encode_block, read_header
+from parvae.vaez.block import CodecOfFile, decode_block, encode_block, read_header
 from parvae.vaez.bounds import Bound
+from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData
 
 MAGIC = b"\x93VAEZ\r\n\x1a"
-MAJOR, MINOR = 3, 0
-NO_MODEL = bytes(32)
+MAJOR, MINOR = 4, 0
+MAJOR_WITHOUT_CODEC = 3
+"""What a file without a codec needs of its reader."""
+CARRIES_CODEC = 1
+"""Flag of a file that carries its codec."""
+NO_CODEC = bytes(32)
 _HEADER = struct.Struct("<8sHHI32s12sI")
 _RECORD = struct.Struct("<4sII")
 _TAIL = struct.Struct("<I8s")
@@ -41,17 +46,32 @@ class BlockPlace:
 class Writer:
     """Writes a file front to back, one block in memory at a time."""
 
-    def __init__(self, sink: BinaryIO, head: Mapping[str, Any], bounds: Sequence[Bound], *, effort: int) -> None:
+    def __init__(
+        self,
+        sink: BinaryIO,
+        head: Mapping[str, Any],
+        bounds: Sequence[Bound],
+        *,
+        effort: int,
+        codec: Codec | None = None,
+        carry: bool = False,
+    ) -> None:
+        """With a codec its readers need it too, unless the file is to `carry` it."""
         self._sink, self._bounds, self._effort = sink, bounds, effort
+        self._codec = None if codec is None else CodecOfFile.of(codec, [column["name"] for column in head["columns"]])
         self._offset = 0
         self._blocks: list[list[int]] = []
-        header = _HEADER.pack(MAGIC, MAJOR, MINOR, 0, NO_MODEL, bytes(12), 0)[:-4]
+        major = MAJOR_WITHOUT_CODEC if codec is None else MAJOR
+        flags, needed = CARRIES_CODEC if carry else 0, NO_CODEC if codec is None else codec.id
+        header = _HEADER.pack(MAGIC, major, MINOR, flags, needed, bytes(12), 0)[:-4]
         self._write(header + struct.pack("<I", zlib.crc32(header)))
         self._write(_record(b"HEAD", head))
+        if carry and codec is not None:
+            self._write(_packed(b"CODE", codec.to_bytes()))
 
     def add(self, columns: Sequence[ColumnData]) -> None:
         """Append the rows of `columns` as one block."""
-        content = encode_block(columns, self._bounds, len(self._blocks), effort=self._effort)
+        content = encode_block(columns, self._bounds, len(self._blocks), effort=self._effort, codec=self._codec)
         self._blocks.append([self._offset, len(content), len(columns[0]) if columns else 0])
         self._write(content)
 
@@ -69,15 +89,21 @@ class Writer:
 class Reader:
     """Reads a file by block and by column.
 
-    `salvage` reads what is whole of a file whose end is missing or damaged.
-    Raises CorruptFileError when the file is damaged, WrongModelError when it needs a model.
+    `salvage` reads what is whole of a file whose end is missing or damaged. `codec` is that of the model that the file
+    needs; without it only what it says of itself can be read.
+    Raises CorruptFileError when the file is damaged.
     """
 
-    def __init__(self, source: BinaryIO, *, salvage: bool = False) -> None:
+    def __init__(self, source: BinaryIO, *, salvage: bool = False, codec: Codec | None = None) -> None:
         self._source = source
         self.num_bytes = source.seek(0, 2)
-        self.major = self._check_header(self._read(0, _HEADER.size))
+        self.major, self.carries_codec, self.codec_id = self._check_header(self._read(0, _HEADER.size))
+        """`codec_id` is that of the codec that the blocks need, all zeros for none."""
         self.head, first = self._record(b"HEAD", _HEADER.size)
+        if self.carries_codec:
+            content, first = self._payload(b"CODE", first)
+            codec = self._carried(content)
+        self._codec = codec
         try:
             self.blocks = self._listed(first)
         except CorruptFileError:
@@ -93,29 +119,61 @@ class Reader:
     def block(self, number: int, wanted: Sequence[int] | None = None) -> dict[int, ColumnData]:
         """The columns of one block by number."""
         place = self.blocks[number]
-        index, columns = decode_block(self._read(place.offset, place.num_bytes), wanted)
+        index, columns = decode_block(self._read(place.offset, place.num_bytes), wanted, codec=self._codec_of_file())
         if index != number:
             raise CorruptFileError(f"block {index} stands where block {number} should; the file is damaged")
         return columns
 
-    def _check_header(self, header: bytes) -> int:
+    def _codec_of_file(self) -> CodecOfFile | None:
+        """The codec that the blocks need.
+
+        Raises WrongModelError when another one was given, or none.
+        """
+        if self.codec_id == NO_CODEC:
+            return None
+        wanted = self.codec_id.hex()[:12]
+        if self._codec is None:
+            raise WrongModelError(
+                f"the .vaez file was compressed with the codec {wanted} of a model; give that model.vae with --model"
+            )
+        if self._codec.id != self.codec_id:
+            raise WrongModelError(
+                f"the .vaez file was compressed with the codec {wanted} of a model, and the given one has "
+                f"{self._codec.id.hex()[:12]}; give the model.vae that it was compressed with"
+            )
+        return CodecOfFile.of(self._codec, [column["name"] for column in self.head["columns"]])
+
+    def _carried(self, content: bytes) -> Codec:
+        try:
+            codec = Codec.from_bytes(content)
+        except (BundleError, struct.error) as error:
+            raise CorruptFileError(f"the codec that the .vaez file carries cannot be used: {error}") from error
+        if codec.id != self.codec_id:
+            raise CorruptFileError("the .vaez file carries another codec than it was compressed with; it is damaged")
+        return codec
+
+    def _check_header(self, header: bytes) -> tuple[int, bool, bytes]:
         if header[:8] != MAGIC:
             raise CorruptFileError("this is no .vaez file, or its first bytes are damaged; give one from vae compress")
         if len(header) < _HEADER.size or zlib.crc32(header[:-4]) != _HEADER.unpack(header)[-1]:
             raise CorruptFileError("the header of the .vaez file is damaged or cut off; copy the file again")
-        _, major, _, flags, model, _, _ = _HEADER.unpack(header)
-        if major > MAJOR or flags:
+        _, major, _, flags, codec_id, _, _ = _HEADER.unpack(header)
+        if major > MAJOR or flags & ~CARRIES_CODEC:
             raise CorruptFileError(
                 f"the .vaez file has format {major} (flags {flags}), newer than format {MAJOR}; "
                 "upgrade: pip install --upgrade parvae"
             )
-        if model != NO_MODEL:
-            raise WrongModelError(
-                f"the .vaez file needs model {model.hex()[:12]}, which this version cannot use; upgrade"
-            )
-        return int(major)
+        return int(major), bool(flags & CARRIES_CODEC), codec_id
 
     def _record(self, tag: bytes, offset: int) -> tuple[dict[str, Any], int]:
+        content, end = self._payload(tag, offset)
+        try:
+            return json.loads(content), end
+        except ValueError as error:
+            raise CorruptFileError(f"the {tag.decode()} record of the .vaez file cannot be read ({error})") from error
+
+    def _payload(self, tag: bytes, offset: int) -> tuple[bytes, int]:
+        """What a record holds, and where it ends."""
         start = self._read(offset, _RECORD.size)
         if len(start) < _RECORD.size or start[:4] != tag:
             raise CorruptFileError(f"the .vaez file lacks its {tag.decode()} record; it is damaged or cut off")
@@ -124,10 +182,10 @@ class Reader:
         if len(payload) != size or zlib.crc32(payload, zlib.crc32(start[:8])) != crc:
             raise CorruptFileError(f"the {tag.decode()} record of the .vaez file is damaged or cut off")
         try:
-            document = json.loads(zlib.decompressobj().decompress(payload, MAX_FACTS_BYTES))
-        except (ValueError, zlib.error) as error:
+            content = zlib.decompressobj().decompress(payload, MAX_FACTS_BYTES)
+        except zlib.error as error:
             raise CorruptFileError(f"the {tag.decode()} record of the .vaez file cannot be read ({error})") from error
-        return document, offset + _RECORD.size + size
+        return content, offset + _RECORD.size + size
 
     def _listed(self, first: int) -> list[BlockPlace]:
         """The blocks as the footer lists them; together they fill the file."""
@@ -154,7 +212,7 @@ class Reader:
         while self._read(offset, 4) == BLOCK_TAG:
             try:
                 size, _, _, num_rows = read_header(self._read(offset, BLOCK_HEADER.size))
-                decode_block(self._read(offset, BLOCK_HEADER.size + size))
+                decode_block(self._read(offset, BLOCK_HEADER.size + size), codec=self._codec_of_file())
             except CorruptFileError:
                 return
             yield BlockPlace(offset=offset, num_bytes=BLOCK_HEADER.size + size, first_row=row, num_rows=num_rows)
@@ -166,6 +224,10 @@ class Reader:
 
 
 def _record(tag: bytes, document: Mapping[str, Any]) -> bytes:
-    payload = zlib.compress(json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(), 9)
+    return _packed(tag, json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _packed(tag: bytes, content: bytes) -> bytes:
+    payload = zlib.compress(content, 9)
     start = tag + struct.pack("<I", len(payload))
     return start + struct.pack("<I", zlib.crc32(payload, zlib.crc32(start))) + payload

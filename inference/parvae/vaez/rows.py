@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from parvae.errors import CorruptFileError, DataError, SettingError, listed
 from parvae.vaez.bounds import Bound, Promise, parse_bounds
+from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData, Numbers, Texts, texts_of
 from parvae.vaez.container import Reader, Writer
+
+if TYPE_CHECKING:
+    from parvae.model import VAE
 
 BLOCK_ROWS = 65_536
 BLOCK_BYTES = 1 << 24
@@ -19,40 +23,61 @@ Batch = dict[str, ColumnData]
 
 
 def compress(
-    rows: Any, *, bounds: Mapping[str, Any] | None = None, block_rows: int = BLOCK_ROWS, effort: int = 2
+    rows: Any,
+    *,
+    bounds: Mapping[str, Any] | None = None,
+    block_rows: int = BLOCK_ROWS,
+    effort: int = 2,
+    model: VAE | None = None,
+    carry_model: bool = False,
 ) -> bytes:
     """The bytes of a `.vaez` file that holds `rows`: a mapping of name to array, an Arrow table or a dataframe.
 
     Every column comes back bit by bit unless `bounds` says otherwise: {"price": 0.01, "rate": "pw:1e-4"}; see
     `parvae.vaez.bounds.Bound`. `effort` 1 is faster, 2 smaller.
 
-    Raises DataError for a column that cannot be stored, SettingError for a bound that does not fit its column.
+    A `model` that was exported with a codec makes files smaller, small ones most of all. Whoever reads them needs it
+    too, unless the file is to carry the codec (`carry_model`), which pays for large ones.
+
+    Raises DataError for a column that cannot be stored, SettingError for a bound that does not fit its column,
+    BundleError when the model has no codec.
     """
+    codec = codec_of(model, carry_model)
     if not isinstance(block_rows, int) or not 0 < block_rows <= 1 << 20:
         raise SettingError(f"block_rows is {block_rows!r}; it must be a whole number from 1 to 1,048,576")
     sink = io.BytesIO()
     if isinstance(rows, Mapping):
         batch, types = _from_mapping(rows)
         head: dict[str, Any] = {"numpy": types}
-        compress_to(sink, lambda: _sliced(batch, block_rows), head, bounds=bounds, effort=effort)
+        batches = lambda: _sliced(batch, block_rows)  # noqa: E731
+        compress_to(sink, batches, head, bounds=bounds, effort=effort, codec=codec, carry=carry_model)
     else:
         from parvae.vaez import arrow_rows
 
-        arrow_rows.compress_table(sink, rows, bounds=bounds, block_rows=block_rows, effort=effort)
+        arrow_rows.compress_table(
+            sink, rows, bounds=bounds, block_rows=block_rows, effort=effort, codec=codec, carry=carry_model
+        )
     return sink.getvalue()
 
 
 def decompress(
-    blob: bytes, *, columns: Sequence[str] | None = None, blocks: Sequence[int] | None = None, salvage: bool = False
+    blob: bytes,
+    *,
+    columns: Sequence[str] | None = None,
+    blocks: Sequence[int] | None = None,
+    salvage: bool = False,
+    model: VAE | None = None,
 ) -> Any:
     """The rows of a `.vaez` file, in the form they came in: a mapping of arrays, or an Arrow table.
 
     `columns` and `blocks` choose a part, and only that part is decoded. Masked arrays stand for nulls in a mapping.
-    `salvage` gives the whole blocks of a file that is cut short or damaged.
+    `salvage` gives the whole blocks of a file that is cut short or damaged. `model` is the one that it was compressed
+    with, if it was and does not carry it.
 
-    Raises CorruptFileError when the file is damaged, DataError when it lacks a column.
+    Raises CorruptFileError when the file is damaged, DataError when it lacks a column, WrongModelError when it was
+    compressed with another model.
     """
-    reader = Reader(io.BytesIO(blob), salvage=salvage)
+    reader = Reader(io.BytesIO(blob), salvage=salvage, codec=None if model is None else model.codec)
     batches = read_batches(reader, columns=columns, blocks=blocks, salvage=salvage)
     if "arrow" in reader.head:
         from parvae.vaez import arrow_rows
@@ -64,6 +89,18 @@ def decompress(
     return {name: _to_array([batch[name] for batch in found], types[name]) for name in names}
 
 
+def codec_of(model: VAE | None, carry: bool) -> Codec | None:
+    """The codec to compress with.
+
+    Raises BundleError when the model has none, SettingError when there is no model to carry.
+    """
+    if model is None:
+        if carry:
+            raise SettingError("the file shall carry its model, but none was given; give one, or leave that out")
+        return None
+    return model.require_codec()
+
+
 def compress_to(
     sink: BinaryIO,
     batches: Callable[[], Iterable[Batch]],
@@ -71,6 +108,8 @@ def compress_to(
     *,
     bounds: Mapping[str, Any] | None,
     effort: int,
+    codec: Codec | None = None,
+    carry: bool = False,
 ) -> dict[str, int]:
     """Write the batches as blocks; they are read twice when a bound refers to a column's range."""
     if effort not in (1, 2):
@@ -85,7 +124,7 @@ def compress_to(
         settled = _without_ranges(settled, batches())
     kept = [name for name, bound in settled.items() if bound.promise is not Promise.DROP]
     head = {**head, "columns": [{"name": name, "bound": str(settled[name])} for name in kept]}
-    writer = Writer(sink, head, [settled[name] for name in kept], effort=effort)
+    writer = Writer(sink, head, [settled[name] for name in kept], effort=effort, codec=codec, carry=carry)
     num_rows = plain_bytes = 0
     for batch in batches():
         columns = [batch[name] for name in kept]
