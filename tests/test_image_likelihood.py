@@ -9,7 +9,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor, nn
 
+from parvae.sessions import open_session
+from parvae_export.onnx_graph import OPSET
 from parvae_pipeline.image_likelihood import UNIFORM_SHARE, LogisticMixture
 
 
@@ -137,3 +140,28 @@ def test_extreme_parameters_keep_density_and_gradient_finite() -> None:
         assert parameters.grad is not None
         assert bool(torch.isfinite(parameters.grad).all())
         assert bool(torch.isfinite(mixture.draw(parameters.detach(), torch.randn(6, 12))).all())
+
+
+class LogProb(nn.Module):
+    def __init__(self, mixture: LogisticMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, parameters: Tensor, target: Tensor) -> Tensor:
+        return self.mixture.log_prob(parameters, target)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_density_keeps_the_nats_of_shades_that_surprise() -> None:
+    mixture = LogisticMixture(1, 256, mean=100.0, stddev=60.0)
+    parameters = torch.zeros(1, mixture.num_parameters)
+    parameters[:, mixture.sizes[0] + mixture.sizes[1] :] = -2.0  # scales of 8 shades: every shade is some scales away
+    target = torch.arange(256.0).unsqueeze(0)
+    program = torch.onnx.export(LogProb(mixture), (parameters, target), opset_version=OPSET, dynamo=True, verbose=False)
+    assert program is not None
+    session = open_session(program.model_proto.SerializeToString(), threads=1)
+    names = [each.name for each in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (parameters.numpy(), target.numpy()), strict=True)))
+    wanted = mixture.log_prob(parameters, target)
+    assert float(wanted.min()) < -12.0
+    assert float((torch.from_numpy(found) - wanted).abs().max()) < 1e-4

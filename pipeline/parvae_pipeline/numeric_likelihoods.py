@@ -25,6 +25,7 @@ from parvae_pipeline.likelihoods import (
 )
 
 NUM_COMPONENTS = 4
+SERIES_BELOW = 0.02
 _STIRLING_SHIFT = 8
 _IMPOSSIBLE = -1e4
 """A logit whose probability is 0 in float32."""
@@ -45,6 +46,13 @@ def log_gamma(x: Tensor) -> Tensor:
     square = inverse * inverse
     series = inverse * (1.0 / 12.0 - square * (1.0 / 360.0 - square * (1.0 / 1260.0 - square / 1680.0)))
     return (y - 0.5) * torch.log(y) - y + 0.5 * LOG_TWO_PI + series - torch.log(product)
+
+
+def log_one_minus_exp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0: a series near 0, for ONNX has no expm1, and 1 - exp(-x) loses all digits there."""
+    near, far = x.clamp(max=SERIES_BELOW), x.clamp(min=SERIES_BELOW)
+    series = torch.log(near) - near * (0.5 - near / 24.0)
+    return torch.where(x < SERIES_BELOW, series, torch.log(-torch.expm1(-far)))
 
 
 class StudentT(nn.Module):
@@ -125,7 +133,7 @@ class LogisticMixture(nn.Module):
             half_step = self.half_steps.unsqueeze(1)
             upper, lower = (centred + half_step) / scale, (centred - half_step) / scale
             # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a)), exact for any distance
-            width = torch.log(-torch.expm1(-2.0 * half_step / scale))
+            width = log_one_minus_exp(2.0 * half_step / scale)
             log_prob = width - functional.softplus(-upper) - functional.softplus(lower)
         return torch.logsumexp(log_weight + log_prob, dim=2)
 
