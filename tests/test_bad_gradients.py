@@ -10,7 +10,9 @@ import torch
 from trainers import Rows, assert_same_weights, break_gradients, trainer_for
 
 from parvae.errors import DataError
-from parvae_pipeline.trainer import MAX_ROLLBACKS, MAX_SKIPS_IN_A_ROW, MIN_NORMS, Report
+from parvae_pipeline.progress import Report
+from parvae_pipeline.repairs import MAX_ROLLBACKS, MAX_SKIPS_IN_A_ROW
+from parvae_pipeline.trainer import MIN_NORMS
 
 
 def test_a_batch_with_a_broken_gradient_is_skipped_and_counted(people: Rows) -> None:

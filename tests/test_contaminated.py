@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from parvae.cli import vae as cli
+from parvae_pipeline.choices import CONTAMINATED_STEPS, choose_schedule
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
@@ -20,7 +21,6 @@ from parvae_pipeline.objectives import trimmed_mean
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.sklearn import VAEDetector
 from parvae_pipeline.strangeness import Strangeness
-from parvae_pipeline.train import CONTAMINATED_STEPS, choose_schedule
 from parvae_pipeline.world import ALONE
 
 

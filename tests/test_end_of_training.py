@@ -15,10 +15,11 @@ from trainers import Rows, trainer_for
 
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.progress import Report
 from parvae_pipeline.schedule import (
     FINAL_RATE_SHARE,
 )
-from parvae_pipeline.trainer import FIRST_TIMING_STEP, Report
+from parvae_pipeline.trainer import FIRST_TIMING_STEP
 
 
 def reports_of(trainer_reports: list[tuple[int, float, bool]]) -> Callable[[Report], None]:

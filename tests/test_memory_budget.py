@@ -19,10 +19,10 @@ from streams import (
 
 from parvae_pipeline.decode import UnitRows, row_bytes
 from parvae_pipeline.memory_reader import MemoryReader
+from parvae_pipeline.progress import Report
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.stream_reader import StreamReader
 from parvae_pipeline.train import Plan, train
-from parvae_pipeline.trainer import Report
 from parvae_pipeline.training_data import default_memory_budget_mb, open_data
 
 # The budget

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import architecture, encoded, people_table, write_parquet
 
+from parvae_pipeline import choices
 from parvae_pipeline import train as training
 from parvae_pipeline.checkpoint import read_checkpoint
 from parvae_pipeline.config import RunSettings
@@ -77,10 +78,10 @@ def table_settings(**document: dict[str, float]) -> RunSettings:
 
 def test_a_table_network_is_wide_and_has_dropout_where_there_is_time_for_it() -> None:
     settings, default = table_settings(), architecture(width=300)
-    assert training.has_open_size(settings, default, 50_000)
-    brief, long = (training.sized_for(default, epochs) for epochs in (299.0, 300.0))
-    assert (brief.width, training.choose_dropout(settings, brief)) == (300, None)
-    assert (long.width, training.choose_dropout(settings, long)) == (512, 0.1)
+    assert choices.has_open_size(settings, default, 50_000)
+    brief, long = (choices.sized_for(default, epochs) for epochs in (299.0, 300.0))
+    assert (brief.width, choices.choose_dropout(settings, brief)) == (300, None)
+    assert (long.width, choices.choose_dropout(settings, long)) == (512, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,10 @@ def test_a_table_network_is_wide_and_has_dropout_where_there_is_time_for_it() ->
 def test_the_size_of_a_table_network_is_fixed_by_its_name_by_steps_or_by_few_rows(
     document: dict[str, dict[str, float]], num_rows: int
 ) -> None:
-    assert not training.has_open_size(table_settings(**document), architecture(), num_rows)
+    assert not choices.has_open_size(table_settings(**document), architecture(), num_rows)
 
 
 def test_dropout_that_is_named_is_taken() -> None:
-    assert training.choose_dropout(table_settings(train={"dropout": 0.3}), architecture(width=8)) == 0.3
-    assert training.choose_dropout(table_settings(train={"dropout": 0.0}), architecture(width=512)) == 0.0
-    assert training.choose_dropout(table_settings(model={"width": 512}), architecture(width=512)) is None
+    assert choices.choose_dropout(table_settings(train={"dropout": 0.3}), architecture(width=8)) == 0.3
+    assert choices.choose_dropout(table_settings(train={"dropout": 0.0}), architecture(width=512)) == 0.0
+    assert choices.choose_dropout(table_settings(model={"width": 512}), architecture(width=512)) is None

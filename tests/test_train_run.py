@@ -22,11 +22,12 @@ from builders import people_table, quick_settings, read_rows, write_parquet
 from parvae.errors import BundleError, DataError, SettingError
 from parvae_pipeline.checkpoint import read_checkpoint
 from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.progress import Report
 from parvae_pipeline.reader import select
 from parvae_pipeline.run_folder import RunFolder
 from parvae_pipeline.split import Split
 from parvae_pipeline.train import Plan, Result, train
-from parvae_pipeline.trainer import FIRST_TIMING_STEP, Report
+from parvae_pipeline.trainer import FIRST_TIMING_STEP
 
 NUM_STEPS = 80
 

@@ -17,8 +17,9 @@ from trainers import Rows, assert_same_weights, trainer_for
 
 from parvae_pipeline.diagnosis import MIN_RATE_NATS
 from parvae_pipeline.evaluate import evaluate
+from parvae_pipeline.progress import Report
 from parvae_pipeline.reader import select
-from parvae_pipeline.trainer import Report, Trainer
+from parvae_pipeline.trainer import Trainer
 from parvae_pipeline.world import World
 
 
@@ -159,7 +160,10 @@ def few_rows() -> Rows:
 
 
 def overfitted(**choices: Any) -> tuple[Trainer, list[dict[str, Any]], list[tuple[int, float, float]]]:
-    """A trainer after a long run on few rows, its events, and (step, validation nats, learning rate) of its reports."""
+    """A trainer after a long run on few rows, its repairs of that, and (step, validation nats, rate) of its reports.
+
+    On some processors the code of so few rows counts as collapsed, too; that repair is another test's.
+    """
     events: list[dict[str, Any]] = []
     reports: list[tuple[int, float, float]] = []
 
@@ -169,7 +173,7 @@ def overfitted(**choices: Any) -> tuple[Trainer, list[dict[str, Any]], list[tupl
 
     trainer = overfitting_trainer(report=keep, log_event=events.append, **choices)
     trainer.fit()
-    return trainer, events, reports
+    return trainer, [event for event in events if event["event"] == "overfitting"], reports
 
 
 def overfitting_trainer(*, denoising: bool = False, **choices: Any) -> Trainer:
@@ -179,7 +183,7 @@ def overfitting_trainer(*, denoising: bool = False, **choices: Any) -> Trainer:
 
 def test_a_network_that_learns_its_rows_by_heart_goes_on_with_dropout_once_and_says_so() -> None:
     trainer, events, reports = overfitted()
-    assert [event["event"] for event in events] == ["overfitting"]
+    assert len(events) == 1
     assert "went back to those weights and on with a dropout of 0.2" in events[0]["message"]
     begun = trainer.progress.overfitted_at
     before = min(nats for step, nats, _ in reports if step <= begun)
@@ -223,7 +227,7 @@ def test_the_first_process_decides_whether_rows_are_learned_by_heart(monkeypatch
 @pytest.mark.parametrize("choices", [{"dropout": 0.0}, {"dropout": 0.1}, {"denoising": True}], ids=str)
 def test_a_named_dropout_and_a_denoising_model_are_left_as_they_are(choices: dict[str, Any]) -> None:
     _, events, _ = overfitted(**choices)
-    assert "overfitting" not in [event["event"] for event in events]
+    assert events == []
 
 
 def test_averaged_weights_keep_no_graph_of_the_steps(people: Rows) -> None:

@@ -16,11 +16,12 @@ from parvae.schema import Schema
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.memory_reader import MemoryReader
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.progress import Report
 from parvae_pipeline.reader import select
 from parvae_pipeline.schedule import (
     Schedule,
 )
-from parvae_pipeline.trainer import Report, Trainer
+from parvae_pipeline.trainer import Trainer
 
 Rows = tuple[Schema, Arrays, Arrays]
 """A schema, training rows and held-out rows."""

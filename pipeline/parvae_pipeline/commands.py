@@ -15,8 +15,8 @@ from parvae.errors import SettingError
 if TYPE_CHECKING:
     from parvae.storage import Place
     from parvae_pipeline.config import RunSettings
+    from parvae_pipeline.progress import Report
     from parvae_pipeline.train import Plan
-    from parvae_pipeline.trainer import Report
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -13,25 +13,24 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parvae.errors import DataError
 from parvae.rows import Arrays
+from parvae_pipeline import repairs
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
-from parvae_pipeline.diagnosis import MIN_RATE_NATS, OVERFIT_AMBER
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.gradient_sum import gradient_sum
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.networks import set_dropout
 from parvae_pipeline.objectives import OBJECTIVES, trimmed_mean
+from parvae_pipeline.progress import Progress, Report
 from parvae_pipeline.reader import Reader
-from parvae_pipeline.schedule import EVALUATIONS, SECOND_FREE_BITS_NATS, SECOND_WARMUP, Schedule
+from parvae_pipeline.schedule import EVALUATIONS, Schedule
 from parvae_pipeline.step_noise import seed_of, step_noise
 from parvae_pipeline.world import ALONE, World
 
@@ -42,67 +41,14 @@ SKIP_ABOVE_MEDIAN = 100.0
 CLIP_ABOVE_MEDIAN = 3.0
 MIN_NORMS = 20
 """Gradient norms seen before any is judged against their median."""
-MAX_SKIPS_IN_A_ROW = 50
-MAX_ROLLBACKS = 3
 IWAE_SAMPLES = 8
-MIN_JUDGED_WARMUP_STEPS = 50
-"""A code is not called collapsed after a shorter warm-up: it is only young."""
 FIRST_TIMING_STEP = 3
 """After it the length of the schedule is fitted to the time, and then again at growing distances. It is early because
 rate and KL weight follow the length: a late change would be a jump."""
 EVALUATED_ROW_COST = 0.8
 """An evaluated row takes about as long as 0.8 of a trained one."""
-DROPOUT_OF_OVERFITTED = 0.2
-"""Held-out nats of the ADBench sets of fewer than 2,000 rows, 20 s on one core, without it and from the best weights on
-with it: glass 6.7 and 6.2, wine 28.6 and 21.7, stamps 6.0 and 5.6, breastw 11.5 and 11.3, wdbc 13.9 and 13.4,
-ionosphere 34.6 and 30.0, yeast 15.36 and 15.27. From the first step on it costs cardio 3 nats and vertebral 1.3."""
-OVERFITTED_EVALUATIONS = 5
-"""Evaluations since the best one after which a gap between held-out and training rows counts."""
-MIN_SHARE_LEFT = 0.2
-"""Of the steps so far, those that must be left to begin again with dropout."""
-SECOND_COURSE = 2
-"""Length of what follows, in steps of what went before."""
 TIME_KEPT_BACK = 0.08
 """Share of a time budget kept for the last evaluation, the end of the run (`finish.py`) and writing files."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands: with the weights, all that a resumed run must know."""
-
-    step: int = 0
-    total_steps: int = 0
-    next_evaluation: int = 0
-    elapsed_s: float = 0.0
-    best_nats: float = float("inf")
-    evaluations_since_best: int = 0
-    num_skipped: int = 0
-    skips_in_a_row: int = 0
-    num_rollbacks: int = 0
-    second_warmup_at: int | None = None
-    """Step at which a collapse was found."""
-    overfitted_at: int = 0
-    """Step at which training began again from the best weights, with dropout; 0 before."""
-    last_rate_nats: float = 0.0
-    """Of the last evaluation after the warm-up; 0 before there was one."""
-    rate_factor: float = 1.0
-    norms: list[float] = field(default_factory=list)
-    finished: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the loop says at every evaluation."""
-
-    progress: Progress
-    schedule: Schedule
-    train_nats: float
-    """Mean negative ELBO of the batches since the last report, at their KL weight."""
-    rows_per_s: float
-    data_wait_share: float
-    """Share of the time since the last report that went by waiting for batches."""
-    validation: Evaluation
-    is_best: bool
 
 
 class Trainer:
@@ -274,7 +220,7 @@ class Trainer:
         if not norm < SKIP_ABOVE_MEDIAN * median:  # also when it is not a number
             progress.num_skipped += 1
             progress.skips_in_a_row += 1
-            if progress.skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            if progress.skips_in_a_row >= repairs.MAX_SKIPS_IN_A_ROW:
                 self._roll_back()
             return False
         progress.skips_in_a_row = 0
@@ -287,44 +233,13 @@ class Trainer:
     def _roll_back(self) -> None:
         """Go back to the averaged weights with half the learning rate: the last ones lead nowhere."""
         progress = self.progress
-        progress.num_rollbacks += 1
-        if progress.num_rollbacks > MAX_ROLLBACKS:
-            raise DataError(
-                f"training fails at step {progress.step}: the gradient is not finite, after {MAX_ROLLBACKS} starts "
-                "from earlier weights at lower rates; look for extreme values in the data, or lower "
-                "train.learning_rate"
-            )
+        repairs.count_rollback(progress)
         self.model.load_state_dict(self.averaged.state_dict())
         self.optimizer.state.clear()
         progress.rate_factor *= 0.5
         progress.skips_in_a_row = 0
         progress.norms = []
-        self._log_event(
-            {
-                "event": "rollback",
-                "message": f"repair: {MAX_SKIPS_IN_A_ROW} steps in a row had no usable gradient; went back to the "
-                f"averaged weights, with {progress.rate_factor:g} of the learning rate",
-            }
-        )
-
-    def _has_collapsed(self, validation: Evaluation) -> bool:
-        """Whether the code holds almost nothing after the warm-up, and ever less; with the steps left to repair it.
-
-        A code that holds little but fills is only young.
-        """
-        progress = self.progress
-        if progress.step < self.schedule.warmup_end or self.schedule.warmup_steps < MIN_JUDGED_WARMUP_STEPS:
-            return False
-        is_filling = validation.rate_nats > progress.last_rate_nats
-        progress.last_rate_nats = validation.rate_nats
-        return (
-            validation.rate_nats < MIN_RATE_NATS
-            and not is_filling
-            and progress.second_warmup_at is None
-            and self.schedule.with_second_warmup(progress.step).warmup_end < progress.total_steps
-            and self.settings.objective == "elbo"
-            and self.model.architecture.kind == "vae"
-        )
+        self._log_event(repairs.rollback_event(progress))
 
     def _repair_collapse(self, rate_nats: float) -> None:
         """Warm up once more, slower and with free bits. Weights with a worse ELBO are not kept, so it can only help:
@@ -332,57 +247,27 @@ class Trainer:
         progress = self.progress
         progress.second_warmup_at, progress.evaluations_since_best = progress.step, 0
         self.schedule = self.schedule.with_second_warmup(progress.step)
-        self._log_event(
-            {
-                "event": "collapse",
-                "message": f"repair: the code holds {rate_nats:.2f} nats after the warm-up; warming up again, "
-                f"{SECOND_WARMUP} times as long and with {SECOND_FREE_BITS_NATS:g} free nats a dimension",
-            }
-        )
+        self._log_event(repairs.collapse_event(rate_nats))
 
     def _set_dropout(self, share: float) -> None:
         self._dropout = share
         set_dropout(self.model, share)
 
-    def _overfits(self, validation: Evaluation, train_nats: float) -> bool:
-        """Whether held-out rows have become dearer for a while, and cost a good deal more than training rows."""
-        gap_nats = validation.negative_elbo_nats - train_nats
-        is_wide = gap_nats > OVERFIT_AMBER * max(1.0, abs(validation.distortion_nats))
-        return is_wide and self.progress.evaluations_since_best >= OVERFITTED_EVALUATIONS
-
-    def _may_begin_again(self) -> bool:
-        """Whether there is time and reason to train on with dropout; a denoising model has its corruption for that."""
-        progress = self.progress
-        return (
-            not progress.overfitted_at
-            and self.settings.dropout is None
-            and self.model.architecture.network == "table"
-            and self.model.corruptor is None
-            and progress.total_steps - progress.step >= MIN_SHARE_LEFT * progress.step
-        )
-
     def _repair_overfitting(self, validation: Evaluation) -> None:
         """Go on from the best weights with dropout. Weights with a worse ELBO are not kept, so it can only help."""
         progress = self.progress
-        best_nats = progress.best_nats
         progress.overfitted_at, progress.evaluations_since_best = progress.step, 0
         self.model.load_state_dict(self.best)
         self.averaged.load_state_dict(self.best)
         self.optimizer.state.clear()
         self._begin_again()
-        self._log_event(
-            {
-                "event": "overfitting",
-                "message": f"repair: held-out rows cost {validation.negative_elbo_nats:.2f} nats, and {best_nats:.2f} "
-                f"before; went back to those weights and on with a dropout of {DROPOUT_OF_OVERFITTED:g}",
-            }
-        )
+        self._log_event(repairs.overfitting_event(validation, progress))
 
     def _begin_again(self) -> None:
         """Dropout, and a course of the learning rate from here on."""
         begun = self.progress.overfitted_at
-        self._set_dropout(DROPOUT_OF_OVERFITTED)
-        self._max_steps = min(self._max_steps, (1 + SECOND_COURSE) * begun)
+        self._set_dropout(repairs.DROPOUT_OF_OVERFITTED)
+        self._max_steps = min(self._max_steps, (1 + repairs.SECOND_COURSE) * begun)
         self.progress.total_steps = min(self.progress.total_steps, self._max_steps)
         self.schedule = self.schedule.with_total_steps(self.progress.total_steps).with_new_beginning(begun)
 
@@ -397,12 +282,14 @@ class Trainer:
             progress.best_nats = validation.negative_elbo_nats
             self.best = copy.deepcopy(self.averaged.state_dict())
             self.best_evaluation = validation
-        if self._has_collapsed(validation):
+        if repairs.has_collapsed(validation, progress, self.schedule, self.settings, self.model.architecture):
             self._repair_collapse(validation.rate_nats)
         is_out_of_patience = progress.evaluations_since_best >= self.settings.patience
         # Each process knows the loss of its own rows; the first one decides.
-        overfits = self._world.from_first(self._overfits(validation, train_nats))
-        if (is_out_of_patience or overfits) and self._may_begin_again():
+        overfits = self._world.from_first(repairs.overfits(validation, train_nats, progress))
+        if (is_out_of_patience or overfits) and repairs.may_begin_again(
+            progress, self.settings, self.model.architecture
+        ):
             self._repair_overfitting(validation)
         elif is_out_of_patience:
             progress.finished = True
