@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import train_small
 from PIL import Image
 
 from parvae.errors import DataError, SettingError
@@ -74,6 +75,28 @@ def test_a_folder_without_a_run_and_a_run_without_rows_are_refused(mixed_run: Pa
     with pytest.raises(DataError, match="reservoir_rows is 0"):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_a_report_shows_what_another_run_of_the_same_data_came_to(
+    mixed_run: Path, digits_run: Path, tmp_path: Path
+) -> None:
+    ours = Path(shutil.copytree(mixed_run, tmp_path / "ours"))
+    data = mixed_run.parent / "mixed.parquet"
+    plain = train_small(data, tmp_path / "plain", label="target", max_steps=60, prior="normal", likelihood="mse")
+    result = CliRunner().invoke(report, [str(ours), "--beside", str(plain), "--json"])
+    assert result.exit_code == 0, result.output
+    first, second = json.loads((ours / "report.json").read_text())["beside"]
+    assert (first["run"], second["run"]) == ("ours", "plain")
+    assert first["negative_elbo_nats"] < second["negative_elbo_nats"]
+    wanted = {"model.prior": "normal", "model.likelihood": "mse", "train.max_steps": 60}
+    assert second["settings"] == wanted
+    assert list(first["settings"]) == list(second["settings"])
+    text = (ours / "report.html").read_text(encoding="utf-8")
+    assert not Page(text).open
+    assert "model.prior = normal, model.likelihood = mse" in text
+    assert f"{second['negative_elbo_nats']:,.2f}" in text
+    with pytest.raises(DataError, match="models 'image', and the one in"):
+        write_report(ours, beside=[digits_run])
 
 
 def train_small_without_rows(run: Path, folder: Path) -> Path:

@@ -186,11 +186,12 @@ def _print_report(report: Report) -> None:
 
 @click.command(cls=Verb)
 @click.argument("folder", metavar="RUN", type=click.Path())
+@click.option("--beside", multiple=True, metavar="RUN", help="Compare with another run of the same data; repeatable.")
 @json_option
-def report(folder: str, as_json: bool) -> None:
+def report(folder: str, beside: Sequence[str], as_json: bool) -> None:
     """Write report.html (one page, no other file) and report.json into the folder of a RUN."""
     from parvae_pipeline.report import write_report
 
-    path, facts = write_report(folder)
+    path, facts = write_report(folder, beside=beside)
     figures = {name: facts[name] for name in ("negative_elbo_nats", "rate_nats", "distortion_nats")}
     print_result({**figures, **facts["likelihood"], "report": str(path)}, as_json=as_json)

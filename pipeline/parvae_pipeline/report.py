@@ -20,6 +20,7 @@ from parvae.schema import CategoryFacts, ImageFacts, NumericFacts, Role, VectorF
 from parvae.storage import Place, write_whole
 from parvae_pipeline.charts import bar_chart, image_grid, legend, line_chart, scatter_chart
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
+from parvae_pipeline.comparison import ComparedRun, compare, comparison_table
 from parvae_pipeline.diagnosis import findings
 from parvae_pipeline.evaluate import estimate_likelihood, posteriors
 from parvae_pipeline.marginals import Marginal, Pair, compare_rows
@@ -35,13 +36,35 @@ QUANTILES = (0.01, 0.99)
 NUM_MARGINALS = 24
 
 
-def write_report(folder: str | Place, *, seed: int = 0) -> tuple[Place, dict[str, Any]]:
+def write_report(
+    folder: str | Place, *, beside: Sequence[str | Place] = (), seed: int = 0
+) -> tuple[Place, dict[str, Any]]:
     """Write report.html and report.json into the run folder; returns the path of the page and what report.json holds.
 
+    The page also shows how the runs `beside` it came out, and by which settings they differ.
+
     Raises SettingError when there is no run, BundleError when its checkpoint cannot be read, DataError when the
-    checkpoint holds no held-out rows to look at.
+    checkpoint holds no held-out rows to look at, or another run is of other columns.
     """
     run = RunFolder(folder)
+    checkpoint = _checkpoint(run)
+    records = run.metrics()
+    facts = report_facts(checkpoint, records, seed=seed)
+    if beside:
+        compared = [ComparedRun(run=run, schema=checkpoint.schema, facts=facts)]
+        for other in map(RunFolder, beside):
+            found = _checkpoint(other)
+            others_facts = report_facts(found, other.metrics(), seed=seed)
+            compared.append(ComparedRun(run=other, schema=found.schema, facts=others_facts))
+        facts["beside"] = compare(compared)
+    sections = _sections(checkpoint, [record for record in records if "event" not in record], facts, seed=seed)
+    write_whole(run.path / "report.json", (json.dumps(facts, indent=1) + "\n").encode())
+    path = run.path / "report.html"
+    write_whole(path, page(f"Report of {run.path.name}", sections).encode())
+    return path, facts
+
+
+def _checkpoint(run: RunFolder) -> Checkpoint:
     run.settings()  # says so when there is no run
     checkpoint = read_checkpoint(run.checkpoint_path)
     if not checkpoint.reservoir:
@@ -49,13 +72,7 @@ def write_report(folder: str | Place, *, seed: int = 0) -> tuple[Place, dict[str
             f"{run.checkpoint_path} holds no rows (data.reservoir_rows is 0), and a report shows rows; "
             "train with data.reservoir_rows above 0 where that is allowed"
         )
-    records = run.metrics()
-    facts = report_facts(checkpoint, records, seed=seed)
-    sections = _sections(checkpoint, [record for record in records if "event" not in record], facts, seed=seed)
-    write_whole(run.path / "report.json", (json.dumps(facts, indent=1) + "\n").encode())
-    path = run.path / "report.html"
-    write_whole(path, page(f"Report of {run.path.name}", sections).encode())
-    return path, facts
+    return checkpoint
 
 
 def report_facts(checkpoint: Checkpoint, records: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
@@ -92,6 +109,7 @@ def _sections(
     marginals, pairs = compare_rows(model.schema, rows, sampled)
     parts = [
         ("The model", _model(checkpoint, facts)),
+        ("Beside other runs", comparison_table(facts.get("beside", []))),
         ("Diagnosis", _card(facts)),
         ("Training", _curves(records)),
         ("What a row costs", _columns(facts)),
