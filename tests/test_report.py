@@ -94,6 +94,7 @@ def test_a_report_shows_what_another_run_of_the_same_data_came_to(
     text = (ours / "report.html").read_text(encoding="utf-8")
     assert not Page(text).open
     assert "model.prior = normal" in text
+    assert "Nats of different likelihoods are not comparable" in text
     assert f"{second['negative_elbo_nats']:,.2f}" in text
     with pytest.raises(DataError, match="models 'image', and the one in"):
         write_report(ours, beside=[digits_run])

@@ -17,13 +17,13 @@ from parvae_pipeline.run_folder import RunFolder
 HEADINGS = (
     "run",
     "settings",
+    "overlap of columns",
+    "error of pairs",
+    "active dimensions",
     "negative ELBO",
     "distortion",
     "rate",
     "negative log-likelihood",
-    "active dimensions",
-    "overlap of columns",
-    "error of pairs",
 )
 
 
@@ -73,22 +73,26 @@ def comparison_table(entries: Sequence[Mapping[str, Any]]) -> str:
     for entry in entries:
         told = ", ".join(f"{key} = {value}" for key, value in entry["settings"].items()) or "the same settings"
         figures = (
+            (entry["mean_overlap"], ".1%"),
+            (entry["mean_pair_error"], ".3f"),
+            (entry["num_active_units"], ","),
             (entry["negative_elbo_nats"], ",.2f"),
             (entry["distortion_nats"], ",.2f"),
             (entry["rate_nats"], ",.2f"),
             (entry["likelihood"]["negative_log_likelihood_nats"], ",.2f"),
-            (entry["num_active_units"], ","),
-            (entry["mean_overlap"], ".1%"),
-            (entry["mean_pair_error"], ".3f"),
         )
         cells = "".join(
             f"<td class='number'>{'-' if value is None else format(value, form)}</td>" for value, form in figures
         )
         lines += f"<tr><th>{html.escape(entry['run'])}</th><td>{html.escape(told)}</td>{cells}</tr>"
     head = "".join(f"<th>{name}</th>" for name in HEADINGS)
+    units = ""
+    if any("model.likelihood" in entry["settings"] for entry in entries):
+        units = " Nats of different likelihoods are not comparable: some are of densities, some of probabilities."
     return (
-        "<p>Nats a row held out; how much of real and sampled columns overlaps, and by how much the association of "
-        f"pairs differs, on average.</p><div class='wide'><table class='rows'><tr>{head}</tr>{lines}</table></div>"
+        "<p>How much of real and sampled columns overlaps, and by how much the association of pairs differs, on "
+        f"average; nats a row held out.{units}</p>"
+        f"<div class='wide'><table class='rows compared'><tr>{head}</tr>{lines}</table></div>"
     )
 
 

@@ -37,6 +37,7 @@ td, th { padding: 5px 12px 5px 0; vertical-align: top; }
 .bars { width: 100%; } .bars .bar { width: 60%; }
 .bars .bar i { display: block; height: 12px; margin-top: 5px; background: var(--first); border-radius: 2px; }
 .wide { overflow-x: auto; } .rows { font-size: 13px; } .rows td, .rows th { white-space: nowrap; }
+.compared th, .compared td { white-space: normal; }
 .rows tr + tr td { border-top: 1px solid var(--rule); } .differs { color: var(--second); }
 """
 
