@@ -321,20 +321,26 @@ class Decoder:
         low, frequency_bits, _, _, sixteen, _, lowest = _CONSTANTS
         num_lanes, num_symbols = len(self._states), len(symbols)
         flat = np.ascontiguousarray(bounds).reshape(-1)
-        stride, rows = np.int64(num_symbols), np.arange(num_symbols)
+        inner, stride = list(bounds[1:-1]), np.int64(num_symbols)
+        rows = np.arange(num_symbols)
         for first in range(0, num_symbols, num_lanes):
             here = slice(first, first + num_lanes)
             x = self._states[: min(num_lanes, num_symbols - first)]
             slots = x & low
-            found = (slots >= bounds[1:-1, here]).sum(axis=0, dtype=np.uint8)
-            symbols[here] = found
+            found = symbols[here]
+            found[:] = slots >= inner[0][here]
+            for bound in inner[1:]:
+                found += slots >= bound[here]
             place = found * stride
             place += rows[here]
-            starts = flat.take(place)
+            starts = flat.take(place, mode="clip")
             place += stride
+            frequencies = flat.take(place, mode="clip")
+            frequencies -= starts
             x >>= frequency_bits
-            x *= flat.take(place) - starts
-            x += slots - starts
+            x *= frequencies
+            slots -= starts
+            x += slots
             hungry = (x < lowest).nonzero()[0]
             end = self._position + len(hungry)
             if end > len(self._words):

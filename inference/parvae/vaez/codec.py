@@ -240,29 +240,30 @@ class Mixture:
         """`atom_bins` (A,) are the bins that hold the atoms of the column, -1 for none."""
         self._codec, self._edges, self._atom_bins = codec, edges, atom_bins
         num_logits = NUM_COMPONENTS + NUM_ATOMS
-        logits = parameters[:, :num_logits].T.copy()
+        values = np.ascontiguousarray(parameters.T)
+        logits, locations, scales = np.split(values, [num_logits, num_logits + NUM_COMPONENTS])
         for place, atom_bin in enumerate(atom_bins):
             if atom_bin < 0:
                 logits[NUM_COMPONENTS + place] = -np.inf
         self._weights = self._whole_weights(logits)
-        self._locations = parameters[:, num_logits : num_logits + NUM_COMPONENTS].T.copy()
-        scales = np.clip(parameters[:, num_logits + NUM_COMPONENTS :].T, 0, len(codec.inverse_scales) - 1)
-        self._inverse_scales = codec.inverse_scales.take(scales.astype(np.int32))
+        self._slopes = codec.inverse_scales.take(scales.astype(np.int32), mode="clip")
+        self._offsets = LOGISTIC_REACH - locations * self._slopes
         self.num_bins = len(edges) - 1
 
     def mass_below(self, bins: NDArray[np.integer[Any]]) -> Floats:
-        """(n,) mass of the bins before `bins` (n,), of 2**24 in all; whole numbers."""
+        """(..., n) mass of the bins before `bins` (..., n), of 2**24 in all; whole numbers."""
         edges = self._edges.take(bins)
-        total = np.zeros(len(bins), np.float32)
-        for weights, locations, inverse in zip(self._weights, self._locations, self._inverse_scales, strict=False):
-            place = edges - locations
-            place *= inverse
-            np.clip(place, -LOGISTIC_REACH, LOGISTIC_REACH, out=place)
-            place += LOGISTIC_REACH
-            total += weights * self._codec.logistic.take(place.astype(np.int32))
+        total = np.zeros(bins.shape, np.float32)
+        for weights, slopes, offsets in zip(self._weights, self._slopes, self._offsets, strict=False):
+            place = edges * slopes
+            place += offsets
+            np.clip(place, 0, 2 * LOGISTIC_REACH, out=place)
+            mass = self._codec.logistic.take(place.astype(np.int32), mode="clip")
+            mass *= weights
+            total += mass
         for weights, atom_bin in zip(self._weights[NUM_COMPONENTS:], self._atom_bins, strict=True):
             if atom_bin >= 0:
-                total += weights * (MAX_MASS * (bins > atom_bin))
+                total += (bins > atom_bin) * (MAX_MASS * weights)
         return total
 
     def _whole_weights(self, logits: Floats) -> Floats:
@@ -271,7 +272,8 @@ class Mixture:
         last = len(self._codec.exponentials) - 1
         shares = self._codec.exponentials.take(np.minimum(below, last).astype(np.int32))
         shares[np.isinf(logits)] = 0.0
-        total = shares.sum(axis=0, dtype=np.float64)
-        weights: Floats = np.floor(shares.astype(np.float64) * MAX_WEIGHT / total).astype(np.float32)
-        weights[logits.argmax(axis=0), np.arange(logits.shape[1])] += MAX_WEIGHT - weights.sum(axis=0)
-        return weights
+        sums: Floats = shares.cumsum(axis=0)  # whole numbers below 2**24: exact
+        # The end is met exactly, also by what comes before an atom that is not there.
+        ends = np.where(sums == sums[-1], np.float32(MAX_WEIGHT), np.floor(sums * (MAX_WEIGHT / sums[-1])))
+        ends[1:] -= ends[:-1].copy()
+        return ends

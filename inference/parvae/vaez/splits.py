@@ -39,6 +39,10 @@ def read_splits(decoder: Decoder, mixture: Mixture, num_rows: int) -> NDArray[np
     return np.minimum(choices.first, mixture.num_bins - 1).astype(np.uint8)
 
 
+_INNER = np.arange(1, WAYS, dtype=np.int32)[:, None]
+"""The parts that begin inside."""
+
+
 class _Choices:
     """What is left of the bins for every row."""
 
@@ -51,7 +55,7 @@ class _Choices:
         """(n,) the first bin that is left."""
         self._low = np.zeros(num_rows, np.float32)
         self._high = np.full(num_rows, WHOLE, np.float32)
-        self._masses: list[NDArray[np.float32]] = []
+        self._masses = np.empty((WAYS + 1, num_rows), np.float32)
 
     @property
     def are_open(self) -> bool:
@@ -60,19 +64,18 @@ class _Choices:
 
     def bounds(self) -> NDArray[np.uint32]:
         """(5, n) slots of the four parts; every part has one slot at least."""
-        step = self._width // WAYS
-        inner = [
-            self._mixture.mass_below(np.minimum(self.first + part * step, self._mixture.num_bins))
-            for part in range(1, WAYS)
-        ]
-        self._masses = [self._low, *inner, self._high]
+        bins = self.first + self._width // WAYS * _INNER
+        self._masses[0], self._masses[WAYS] = self._low, self._high
+        self._masses[1:WAYS] = self._mixture.mass_below(np.minimum(bins, self._mixture.num_bins, out=bins))
         whole = (self._high - self._low).astype(np.float64)
+        scale = (NUM_SLOTS - WAYS) / np.maximum(whole, 1.0)
         bounds = np.empty((WAYS + 1, len(self.first)), np.uint32)
         bounds[0], bounds[WAYS] = 0, NUM_SLOTS
-        scale = np.divide(NUM_SLOTS - WAYS, whole, out=np.zeros_like(whole), where=whole > 0)
-        for part, mass in enumerate(inner, start=1):
-            share = np.where(whole > 0, (mass - self._low) * scale, part * (NUM_SLOTS // WAYS - 1))
-            bounds[part] = share.astype(np.uint32) + part
+        bounds[1:WAYS] = (self._masses[1:WAYS] - self._low) * scale
+        bounds[1:WAYS] += _INNER.astype(np.uint32)
+        nothing = np.flatnonzero(whole == 0)
+        if len(nothing):  # no mass is left to tell the parts by
+            bounds[1:WAYS, nothing] = _INNER.astype(np.uint32) * (NUM_SLOTS // WAYS)
         return bounds
 
     def made_by(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -83,6 +86,7 @@ class _Choices:
         """Go on with the parts (n,) that were chosen."""
         self._width //= WAYS
         self.first = self.first + chosen * np.int32(self._width)
-        masses = np.stack(self._masses)
-        rows = np.arange(len(chosen))
-        self._low, self._high = masses[chosen, rows], masses[chosen + 1, rows]
+        num_rows = len(self.first)
+        place = chosen * np.int64(num_rows) + np.arange(num_rows)
+        masses = self._masses.reshape(-1)
+        self._low, self._high = masses.take(place), masses.take(place + num_rows)
