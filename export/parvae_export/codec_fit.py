@@ -32,7 +32,7 @@ MAX_INPUTS = 24
 """Columns that one looks at: those that correlate most."""
 BATCH_SIZE = 256
 MIN_STEPS, MAX_STEPS = 400, 4_000
-WEIGHT_UPDATES = 200_000_000
+WEIGHT_UPDATES = 400_000_000
 """Steps times weights, where these allow fewer steps: about a minute on one core."""
 EVALUATION_STEPS = 200
 PATIENCE = 4

@@ -61,9 +61,13 @@ class CodecOfFile:
         places = {name: place for place, name in enumerate(names)}
         return cls(codec=codec, numbers={places[name]: n for n, name in enumerate(codec.names) if name in places})
 
+    def knows(self, place: int, column: ColumnData) -> bool:
+        """Whether a column is one of the codec's, with one number a row."""
+        return place in self.numbers and isinstance(column, Numbers) and column.values.ndim == 1
+
     def known(self, place: int, column: ColumnData, formed: Formed) -> Known | None:
         """What the codec knows of a column in this form."""
-        if place not in self.numbers or not isinstance(column, Numbers) or column.values.ndim > 1:
+        if not isinstance(column, Numbers) or not self.knows(place, column):
             return None
         return Known(
             codec=self.codec,
@@ -151,7 +155,8 @@ def _encoded(
     formed: dict[int, Chosen] = {}
     num_rows = len(columns[0]) if columns else 0
     for place, (column, bound) in enumerate(zip(columns, bounds, strict=True)):
-        entry, chosen = _column_entry(column, bound, sections, effort)
+        is_known = codec is not None and codec.knows(place, column)
+        entry, chosen = _column_entry(column, bound, sections, effort, is_known=is_known)
         entries.append(entry)
         if chosen is not None:
             formed[place] = chosen
@@ -180,7 +185,7 @@ def _encoded(
 
 
 def _column_entry(
-    column: ColumnData, bound: Bound, sections: _Sections, effort: int
+    column: ColumnData, bound: Bound, sections: _Sections, effort: int, *, is_known: bool
 ) -> tuple[dict[str, Any], Chosen | None]:
     """The facts of one column; its plain encoding packed, or the numbers that go to the stream."""
     entry: dict[str, Any] = {"kind": type(column).__name__.lower()}
@@ -193,10 +198,12 @@ def _column_entry(
     item_size = column.values.dtype.itemsize if isinstance(column, Numbers) else 8 if isinstance(column, Texts) else 1
     content = column.codes.astype("<i8").tobytes() if isinstance(column, Texts) else column.plain()
     if effort and len(column) and not isinstance(column, Opaque):
-        best = best_form(column, bound)
+        best = best_form(column, bound, deltas=not is_known)
         if best is not None:
-            codec, stored = pack(content, item_size=item_size, effort=effort, rival_bytes=best.num_bits / 8)
-            if best.num_bits / 8 < len(stored):
+            codec, stored = "", b""
+            if not is_known:
+                codec, stored = pack(content, item_size=item_size, effort=effort, rival_bytes=best.num_bits / 8)
+            if is_known or best.num_bits / 8 < len(stored):  # networks see only what is in the stream
                 _add_form(entry, column, best.formed, sections)
                 return entry, best
             entry["plain"] = {"section": sections.add(stored), "codec": codec, "bytes": len(content), "item": item_size}

@@ -34,22 +34,26 @@ class Chosen:
     num_bits: float
 
 
-def best_form(column: Numbers | Texts, bound: Bound) -> Chosen | None:
-    """The form of the present values that takes the fewest bits; None where no value is present."""
+def best_form(column: Numbers | Texts, bound: Bound, *, deltas: bool = True) -> Chosen | None:
+    """The form of the present values that takes the fewest bits; None where no value is present.
+
+    Without `deltas` numbers are never differences of their neighbours: the networks of a codec tell values.
+    """
     if isinstance(column, Texts):
-        deltas = np.diff(column.codes, prepend=0)
-        forms = [
+        differences = np.diff(column.codes, prepend=0)
+        texts = [
             Formed(form="text", numbers=column.codes),
-            Formed(form="text", numbers=deltas, facts={"delta": 1}),
+            Formed(form="text", numbers=differences, facts={"delta": 1}),
         ]
-        return min((_chosen(formed, None) for formed in forms), key=lambda chosen: chosen.num_bits)
+        return min((_chosen(formed, None) for formed in texts), key=lambda chosen: chosen.num_bits)
     values = column.values if column.valid is None else column.values[column.valid]
     flat = np.ascontiguousarray(values).reshape(-1)
     if not len(flat):
         return None
     if column.valid is None and values.ndim > 1 and values.dtype == np.uint8:
         return _image_form(values)
-    found = (_chosen(formed, column.valid) for formed in candidate_forms(flat, bound))
+    forms = (formed for formed in candidate_forms(flat, bound) if deltas or not formed.facts.get("delta"))
+    found = (_chosen(formed, column.valid) for formed in forms)
     best = min(found, key=lambda chosen: chosen.num_bits)
     return best if values.ndim == 1 else _by_place(best, len(flat) // len(values))
 
