@@ -84,7 +84,7 @@ def test_an_empty_environment_gets_numpy_and_onnxruntime_and_can_run_a_bundle(wh
 def test_the_oldest_runtime_that_is_promised_gives_the_golden_numbers(
     wheel: Path, mixed_table: pa.Table, digits_bundle: Path, tmp_path: Path
 ) -> None:
-    """onnxruntime 1.16 fails on the empty sums in the scores of a denoising model."""
+    """onnxruntime 1.16 fails on the empty sums in the scores of a denoising model. One bundle has a codec, too."""
     from parvae_export.export import export
 
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -92,7 +92,9 @@ def test_the_oldest_runtime_that_is_promised_gives_the_golden_numbers(
     assert {name.partition("==")[0] for name in oldest} == {"numpy", "onnxruntime"}
     pq.write_table(mixed_table.drop_columns(["embedding"]), tmp_path / "rows.parquet")
     run = train_small(tmp_path / "rows.parquet", tmp_path / "run", label="target", max_steps=20, denoising=True)
-    bundles = [export(run / "ckpt.pt", tmp_path / f"{int8}.vae", int8=int8).path for int8 in (False, True)]
+    data = str(tmp_path / "rows.parquet")
+    bundles = [export(run / "ckpt.pt", tmp_path / "float.vae", codec_data=[data]).path]
+    bundles.append(export(run / "ckpt.pt", tmp_path / "int8.vae", int8=True).path)
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", wheel, *oldest], check=True, capture_output=True)

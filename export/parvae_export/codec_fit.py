@@ -27,7 +27,8 @@ from parvae.vaez.codec import (
 )
 
 HIDDEN = 32
-"""W, twice. Pendigits, half of the rows learned from the other half: 0.721 of independent columns; 64 units: 0.719."""
+"""W, twice. Half of the rows of pendigits in steps of 2 % of a column's range, learned from the other half for 1,600
+steps: 0.722 of what independent columns take; with 16 units 0.728, with 64 0.734."""
 MAX_INPUTS = 24
 """Columns that one looks at: those that correlate most."""
 BATCH_SIZE = 256
