@@ -16,6 +16,7 @@ from parvae.schema import Role, Schema
 from parvae.vaez.arrow_rows import file_batches
 from parvae.vaez.codec import (
     FEATURE_UNIT,
+    FEATURES_OF_A_COLUMN,
     LOGISTIC_REACH,
     LOGISTIC_UNIT,
     LOGIT_UNIT,
@@ -72,7 +73,7 @@ def fit_codec(
         logistic=_logistic(),
         inverse_scales=(LOGISTIC_UNIT * np.exp2(-np.arange(NUM_SCALES) / OCTAVE)).astype(np.float32),
         exponentials=np.rint(EXPONENTIAL_UNIT * np.exp(-np.arange(NUM_EXPONENTIALS) / LOGIT_UNIT)).astype(np.float32),
-        probe=_probe(3 * columns.inputs.shape[1]),
+        probe=_probe(FEATURES_OF_A_COLUMN * columns.inputs.shape[1]),
         probe_digest="",
         weights_digest=weights_digest(layers),
         graph=exact_graph(layers),
