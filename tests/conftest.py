@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainers import Rows as Split
 
     from parvae import VAE
+    from parvae.vaez.codec import Codec
     from parvae_pipeline.train import Result
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,14 @@ def digits(digits_bundle: Path) -> VAE:
     import parvae
 
     return parvae.load(digits_bundle)
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """The codec of `fitted_codecs`."""
+    from fitted_codecs import fitted_codec
+
+    return fitted_codec(tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from parvae_pipeline.likelihoods import (
     Gaussian,
     Likelihood,
     SharedGaussian,
+    log_one_minus_exp,
     standard_normal_cdf,
 )
 
@@ -349,3 +350,13 @@ def test_uniform_numbers_come_from_normal_ones() -> None:
     uniform = standard_normal_cdf(noise(NUM_DRAWS, 1, seed=9))
     assert stats.kstest(uniform[:, 0].numpy(), stats.uniform().cdf).pvalue > 0.01
     assert standard_normal_cdf(torch.tensor([-40.0, 0.0, 40.0])).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_log_one_minus_exp_keeps_its_digits_near_0() -> None:
+    x = torch.logspace(-12.0, 2.0, 500, requires_grad=True)
+    found = log_one_minus_exp(x)
+    wanted = torch.log(-torch.expm1(-x.detach().double()))
+    torch.testing.assert_close(found.detach().double(), wanted, rtol=1e-6, atol=1e-7)
+    torch.autograd.backward(found.sum())
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.double(), 1.0 / torch.expm1(x.detach().double()), rtol=1e-4, atol=1e-7)

@@ -7,7 +7,7 @@ A atoms.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,10 +19,12 @@ from torch.nn import functional
 from parvae.vaez.codec import (
     EDGE_UNIT,
     LOGIT_UNIT,
+    MAX_DEVIATION,
     NUM_ATOMS,
     NUM_COMPONENTS,
     NUM_PARAMETERS,
     OCTAVE,
+    Columns,
     piecewise_log2,
 )
 
@@ -53,41 +55,27 @@ SMALLEST_SHARE = 2.0**-12
 """What the coder gives the unlikeliest symbol."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Columns:
-    """What is known of the columns before the networks."""
-
-    inputs: NDArray[np.int64]
-    """(C, I) columns that each one looks at, -1 for none."""
-    means: NDArray[np.float64]
-    stddevs: NDArray[np.float64]
-    logs: NDArray[np.bool_]
-    atoms: NDArray[np.float64]
-    """(C, A) NaN for none."""
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Columns:
-        """Of values (n, C), NaN where null."""
-        means, stddevs, logs, atoms = [], [], [], []
-        seen = np.zeros(values.shape)
-        for place, column in enumerate(values.T):
-            present = column[np.isfinite(column)]
-            log = bool(_skewness(present) > MIN_LOG_SKEW)
-            shown = piecewise_log2(column) if log else column
-            of_present = piecewise_log2(present) if log else present
-            mean, stddev = (float(of_present.mean()), float(of_present.std())) if len(present) else (0.0, 0.0)
-            means.append(mean)
-            stddevs.append(stddev or 1.0)
-            logs.append(log)
-            atoms.append(_atoms(present))
-            seen[:, place] = np.nan_to_num(np.clip((shown - mean) / (stddev or 1.0), -8.0, 8.0))
-        return cls(
-            inputs=_inputs(seen),
-            means=np.array(means),
-            stddevs=np.array(stddevs),
-            logs=np.array(logs),
-            atoms=np.array(atoms).reshape(-1, NUM_ATOMS),
-        )
+def columns_of(values: NDArray[np.float64]) -> Columns:
+    """What is to be known of columns with `values` (n, C), NaN where null."""
+    means, stddevs, logs, atoms = [], [], [], []
+    for column in values.T:
+        present = column[np.isfinite(column)]
+        log = bool(_skewness(present) > MIN_LOG_SKEW)
+        shown = piecewise_log2(present) if log else present
+        means.append(float(shown.mean()) if len(shown) else 0.0)
+        stddevs.append((float(shown.std()) if len(shown) else 0.0) or 1.0)
+        logs.append(log)
+        atoms.append(_atoms(present))
+    columns = Columns(
+        inputs=np.zeros((len(means), 0), np.int64),
+        means=np.array(means),
+        stddevs=np.array(stddevs),
+        logs=np.array(logs),
+        atoms=np.array(atoms).reshape(-1, NUM_ATOMS),
+    )
+    each = [columns.standardised(place, column) for place, column in enumerate(values.T)]
+    seen = np.nan_to_num(np.clip(np.stack(each, axis=1), -MAX_DEVIATION, MAX_DEVIATION))
+    return replace(columns, inputs=_inputs(seen))
 
 
 class Networks(nn.Module):
@@ -154,10 +142,9 @@ class _Rows:
         own = []
         targets, lower, upper, at_atoms = [], [], [], []
         for place, column in enumerate(values.T):
-            shown = piecewise_log2(column) if columns.logs[place] else column
-            standardised = (shown - columns.means[place]) / columns.stddevs[place]
+            standardised = columns.standardised(place, column)
             missing = ~np.isfinite(column)
-            clipped = np.where(missing, 0.0, np.clip(standardised, -8.0, 8.0))
+            clipped = np.where(missing, 0.0, np.clip(standardised, -MAX_DEVIATION, MAX_DEVIATION))
             own.append(np.stack([clipped, np.abs(clipped), missing], axis=1))
             low, high = _interval(np.where(missing, np.nan, standardised))
             targets.append(np.where(missing, 0.0, standardised))

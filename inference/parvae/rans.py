@@ -86,20 +86,21 @@ class Part:
 
     def intervals(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """First slot (n,) and number of slots (n,) of every symbol."""
-        index = self.symbols.astype(np.int64)
-        if self.table_index is not None:
-            index += self.table_index.astype(np.int64) * self.tables.frequencies.shape[1]
-        packed = self.tables.packed_for_encoding[index]
+        packed = self.tables.packed_for_encoding[self._entries()]
         return packed & np.uint32(0xFFFF), packed >> np.uint32(16)
 
     def num_bits(self) -> float:
         """What the symbols take."""
-        frequencies = self.tables.frequencies
-        key = self.symbols.astype(np.int64)
+        frequencies = self.tables.frequencies.reshape(-1)
+        counts = np.bincount(self._entries(), minlength=frequencies.size)
+        return float(-(counts * np.log2(np.maximum(frequencies, 1) / NUM_SLOTS)).sum())
+
+    def _entries(self) -> NDArray[np.int64]:
+        """(n,) where each symbol stands in the tables, one after the other."""
+        entries = self.symbols.astype(np.int64)
         if self.table_index is not None:
-            key += self.table_index.astype(np.int64) * frequencies.shape[1]
-        counts = np.bincount(key, minlength=frequencies.size)
-        return float(-(counts * np.log2(np.maximum(frequencies.reshape(-1), 1) / NUM_SLOTS)).sum())
+            entries += self.table_index.astype(np.int64) * self.tables.frequencies.shape[1]
+        return entries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

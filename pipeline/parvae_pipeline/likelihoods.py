@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_SERIES_BELOW = 0.02
+"""Where the series of `log_one_minus_exp` is as exact as float32."""
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
@@ -257,7 +259,7 @@ class DiscretizedLogistic(nn.Module):
         # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a))
         width = 2.0 * self.half_step * inverse_scale
         log_upper, log_above = -functional.softplus(-upper), -functional.softplus(lower)
-        inside = log_upper + log_above + torch.log(-torch.expm1(-width))
+        inside = log_upper + log_above + log_one_minus_exp(width)
         return torch.where(target < 0.5, log_upper, torch.where(target > 254.5, log_above, inside))
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -283,6 +285,13 @@ class DiscretizedLogistic(nn.Module):
         return torch.round(value * self.data_stddev + self.data_mean).clamp(0.0, 255.0)
 
 
+def log_one_minus_exp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0: a series near 0, for ONNX has no expm1, and 1 - exp(-x) loses all digits there."""
+    near, far = x.clamp(max=_SERIES_BELOW), x.clamp(min=_SERIES_BELOW)
+    series = torch.log(near) - near * (0.5 - near / 24.0)
+    return torch.where(x < _SERIES_BELOW, series, torch.log(-torch.expm1(-far)))
+
+
 def standard_normal_cdf(noise: Tensor) -> Tensor:
     """Uniform numbers in [0, 1] from standard normal ones."""
     return 0.5 * (1.0 + torch.erf(noise / math.sqrt(2.0)))
@@ -299,4 +308,4 @@ def mean_and_spread(target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 def inverse_softplus(value: Tensor) -> Tensor:
     """The x with softplus(x) = value > 0."""
-    return value + torch.log(-torch.expm1(-value))
+    return value + log_one_minus_exp(value)

@@ -20,12 +20,12 @@ from parvae_pipeline.likelihoods import (
     LOG_TWO_PI,
     Likelihood,
     inverse_softplus,
+    log_one_minus_exp,
     mean_and_spread,
     standard_normal_cdf,
 )
 
 NUM_COMPONENTS = 4
-SERIES_BELOW = 0.02
 _STIRLING_SHIFT = 8
 _IMPOSSIBLE = -1e4
 """A logit whose probability is 0 in float32."""
@@ -46,13 +46,6 @@ def log_gamma(x: Tensor) -> Tensor:
     square = inverse * inverse
     series = inverse * (1.0 / 12.0 - square * (1.0 / 360.0 - square * (1.0 / 1260.0 - square / 1680.0)))
     return (y - 0.5) * torch.log(y) - y + 0.5 * LOG_TWO_PI + series - torch.log(product)
-
-
-def log_one_minus_exp(x: Tensor) -> Tensor:
-    """log(1 - exp(-x)) for x > 0: a series near 0, for ONNX has no expm1, and 1 - exp(-x) loses all digits there."""
-    near, far = x.clamp(max=SERIES_BELOW), x.clamp(min=SERIES_BELOW)
-    series = torch.log(near) - near * (0.5 - near / 24.0)
-    return torch.where(x < SERIES_BELOW, series, torch.log(-torch.expm1(-far)))
 
 
 class StudentT(nn.Module):

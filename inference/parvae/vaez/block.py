@@ -14,7 +14,6 @@ import lzma
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,9 @@ from parvae.errors import CorruptFileError
 from parvae.rans import Decoder
 from parvae.vaez.bounds import Bound, Promise
 from parvae.vaez.choice import Chosen, best_form
-from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData, Numbers, Opaque, Texts, joined, pack, packed_bits, split, unpack
 from parvae.vaez.forms import Formed, values_from
-from parvae.vaez.known import Known
+from parvae.vaez.known import CodecOfFile, Known
 from parvae.vaez.stream import decode_columns, encode_columns
 
 HEADER = struct.Struct("<4s5I")
@@ -46,37 +44,6 @@ _DAMAGE = (
     AttributeError,
     MemoryError,
 )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CodecOfFile:
-    """A codec, and the number that each column of the file has in it."""
-
-    codec: Codec
-    numbers: Mapping[int, int]
-
-    @classmethod
-    def of(cls, codec: Codec, names: Sequence[str]) -> CodecOfFile:
-        """For a file with columns of these names."""
-        places = {name: place for place, name in enumerate(names)}
-        return cls(codec=codec, numbers={places[name]: n for n, name in enumerate(codec.names) if name in places})
-
-    def knows(self, place: int, column: ColumnData) -> bool:
-        """Whether a column is one of the codec's, with one number a row."""
-        return place in self.numbers and isinstance(column, Numbers) and column.values.ndim == 1
-
-    def known(self, place: int, column: ColumnData, formed: Formed) -> Known | None:
-        """What the codec knows of a column in this form."""
-        if not isinstance(column, Numbers) or not self.knows(place, column):
-            return None
-        return Known(
-            codec=self.codec,
-            column=self.numbers[place],
-            form=formed.form,
-            facts=formed.facts,
-            levels=formed.levels,
-            dtype=column.values.dtype,
-        )
 
 
 class _Sections:
@@ -162,12 +129,10 @@ def _encoded(
             formed[place] = chosen
     facts: dict[str, Any] = {"columns": entries}
     if formed:
-        coded = {place: chosen.coded for place, chosen in formed.items()}
-        if codec is not None:
-            coded = {
-                place: dataclasses.replace(one, known=codec.known(place, columns[place], formed[place].formed))
-                for place, one in coded.items()
-            }
+        coded = {
+            place: dataclasses.replace(chosen.coded, known=_known(codec, place, columns[place], chosen.formed))
+            for place, chosen in formed.items()
+        }
         encoded = encode_columns(coded, num_rows)
         for place, entry in encoded.entries.items():
             entries[place] |= entry | {"crc": _decoded_checksum(columns[place], formed[place].formed)}
@@ -199,11 +164,12 @@ def _column_entry(
     content = column.codes.astype("<i8").tobytes() if isinstance(column, Texts) else column.plain()
     if effort and len(column) and not isinstance(column, Opaque):
         best = best_form(column, bound, deltas=not is_known)
+        if best is not None and is_known:  # networks see only what is in the stream
+            _add_form(entry, column, best.formed, sections)
+            return entry, best
         if best is not None:
-            codec, stored = "", b""
-            if not is_known:
-                codec, stored = pack(content, item_size=item_size, effort=effort, rival_bytes=best.num_bits / 8)
-            if is_known or best.num_bits / 8 < len(stored):  # networks see only what is in the stream
+            codec, stored = pack(content, item_size=item_size, effort=effort, rival_bytes=best.num_bits / 8)
+            if best.num_bits / 8 < len(stored):
                 _add_form(entry, column, best.formed, sections)
                 return entry, best
             entry["plain"] = {"section": sections.add(stored), "codec": codec, "bytes": len(content), "item": item_size}
@@ -213,6 +179,14 @@ def _column_entry(
     else:
         entry["plain"] = {"section": sections.add(content), "codec": "raw", "bytes": len(content), "item": item_size}
     return entry | {"crc": column.checksum()}, None
+
+
+def _known(codec: CodecOfFile | None, place: int, column: ColumnData, formed: Formed) -> Known | None:
+    """What the codec, if there is one, knows of a column in this form."""
+    if codec is None or not isinstance(column, Numbers) or not codec.knows(place, column):
+        return None
+    dtype = column.values.dtype
+    return codec.known(place, form=formed.form, facts=formed.facts, levels=formed.levels, dtype=dtype)
 
 
 def _add_form(entry: dict[str, Any], column: Numbers | Texts, formed: Formed, sections: _Sections) -> None:
@@ -334,14 +308,9 @@ class _Reader:
         entry = self._facts["columns"][place]
         if self._codec is None or place not in self._codec.numbers or entry["kind"] != "numbers" or entry["shape"]:
             return None
-        return Known(
-            codec=self._codec.codec,
-            column=self._codec.numbers[place],
-            form=entry["form"],
-            facts=entry["facts"],
-            levels=self._levels(entry, np.dtype(entry["dtype"])),
-            dtype=np.dtype(entry["dtype"]),
-        )
+        dtype = np.dtype(entry["dtype"])
+        levels = self._levels(entry, dtype)
+        return self._codec.known(place, form=entry["form"], facts=entry["facts"], levels=levels, dtype=dtype)
 
     def _levels(self, entry: Mapping[str, Any], dtype: np.dtype[Any]) -> NDArray[Any] | None:
         return np.frombuffer(self._unpacked(entry["distinct"]), dtype) if "distinct" in entry else None

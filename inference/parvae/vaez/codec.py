@@ -20,7 +20,7 @@ import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
 
@@ -39,7 +39,9 @@ NUM_PARAMETERS = 3 * NUM_COMPONENTS + NUM_ATOMS
 FEATURES_OF_A_COLUMN = 3
 FEATURE_UNIT = 32
 """A standard deviation in features."""
-MAX_FEATURE = 8 * FEATURE_UNIT
+MAX_DEVIATION = 8
+"""Standard deviations at which features are cut."""
+MAX_FEATURE = MAX_DEVIATION * FEATURE_UNIT
 EDGE_UNIT = 1024
 """A standard deviation in locations and edges."""
 LOGIT_UNIT = 8
@@ -60,11 +62,9 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Codec:
-    """The codec, read from a bundle or from a file that carries it."""
+class Columns:
+    """What is known of the columns beside the networks."""
 
-    names: Sequence[str]
-    """(C,) columns in the order in which they are decoded."""
     inputs: NDArray[np.int64]
     """(C, I) which columns before it each one looks at; -1 for none."""
     means: NDArray[np.float64]
@@ -73,6 +73,21 @@ class Codec:
     logs: NDArray[np.bool_]
     atoms: NDArray[np.float64]
     """(C, A) values that take a share of the rows by themselves; NaN for none."""
+
+    def standardised(self, column: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of a column in its standard deviations from its mean."""
+        shown = piecewise_log2(values) if self.logs[column] else values
+        standardised: NDArray[np.float64] = (shown - self.means[column]) / self.stddevs[column]
+        return standardised
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codec:
+    """The codec, read from a bundle or from a file that carries it."""
+
+    names: Sequence[str]
+    """(C,) columns in the order in which they are decoded."""
+    columns: Columns
     logistic: NDArray[np.float32]
     """(2 * 4096 + 1,) the logistic function in whole numbers."""
     inverse_scales: NDArray[np.float32]
@@ -98,7 +113,7 @@ class Codec:
     def features(self, column: int, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> Floats:
         """(n, 3) of what a column holds: the value, its size, and whether it is missing."""
         with np.errstate(invalid="ignore", over="ignore"):
-            standardised = self._standardised(column, values.astype(np.float64)) * FEATURE_UNIT
+            standardised = self.columns.standardised(column, values.astype(np.float64)) * FEATURE_UNIT
         missing = np.isnan(standardised)
         if valid is not None:
             missing |= ~valid
@@ -107,7 +122,7 @@ class Codec:
 
     def parameters(self, column: int, features: Mapping[int, Floats], num_rows: int) -> Floats:
         """(n, P) whole numbers, from the features of the columns before; those that have none count as missing."""
-        inputs = self.inputs[column].tolist()
+        inputs = self.columns.inputs[column].tolist()
         seen = np.zeros((num_rows, len(inputs), FEATURES_OF_A_COLUMN), np.float32)
         for place, other in enumerate(inputs):
             if other >= 0:
@@ -120,8 +135,8 @@ class Codec:
         Raises CorruptFileError when they do not rise.
         """
         with np.errstate(invalid="ignore", over="ignore"):
-            middles = 0.5 * below.astype(np.float64) + 0.5 * above.astype(np.float64)
-            units = np.rint(self._standardised(column, middles) * EDGE_UNIT)
+            middles = _middles(below, above)
+            units = np.rint(self.columns.standardised(column, middles) * EDGE_UNIT)
         if not np.all(np.diff(middles) >= 0) or not np.all(np.isfinite(middles)):
             raise CorruptFileError("the bins of a column do not rise; the file is damaged")
         found = np.clip(units, -MAX_EDGE, MAX_EDGE).astype(np.float32)
@@ -129,8 +144,8 @@ class Codec:
 
     def atom_bins(self, column: int, below: NDArray[Any], above: NDArray[Any]) -> list[int]:
         """(A,) the bin that holds each atom, -1 for none; arguments as for `edges`."""
-        middles = 0.5 * below.astype(np.float64) + 0.5 * above.astype(np.float64)
-        return [-1 if np.isnan(atom) else int(np.sum(middles <= atom)) for atom in self.atoms[column]]
+        middles = _middles(below, above)
+        return [-1 if np.isnan(atom) else int(np.sum(middles <= atom)) for atom in self.columns.atoms[column]]
 
     def require_exact(self) -> None:
         """Raise BundleError unless this machine computes the graph as the one that exported it did."""
@@ -179,7 +194,8 @@ class Codec:
         if said["version"] > VERSION:
             raise BundleError(f"the codec has version {said['version']}, newer than {VERSION}; upgrade parvae")
         del said["version"]
-        codec = cls(**said, **arrays, graph=graph)
+        columns = Columns(**{field.name: arrays.pop(field.name) for field in fields(Columns)})
+        codec = cls(**said, columns=columns, **arrays, graph=graph)
         if proved:
             codec.require_exact()
         return codec
@@ -198,11 +214,7 @@ class Codec:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            "inputs": self.inputs,
-            "means": self.means,
-            "stddevs": self.stddevs,
-            "logs": self.logs,
-            "atoms": self.atoms,
+            **vars(self.columns),
             "logistic": self.logistic,
             "inverse_scales": self.inverse_scales,
             "exponentials": self.exponentials,
@@ -219,14 +231,12 @@ class Codec:
         parameters: Floats = np.rint(self._sessions.run(GRAPH, inputs)["parameters"])
         return parameters
 
-    def _standardised(self, column: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.logs[column]:
-            values = piecewise_log2(values)
-        standardised: NDArray[np.float64] = (values - self.means[column]) / self.stddevs[column]
-        return standardised
-
 
 _MISSING = np.array([0, 0, FEATURE_UNIT], np.float32)
+
+
+def _middles(below: NDArray[Any], above: NDArray[Any]) -> NDArray[np.float64]:
+    return 0.5 * below.astype(np.float64) + 0.5 * above.astype(np.float64)
 
 
 def piecewise_log2(values: NDArray[np.float64]) -> NDArray[np.float64]:

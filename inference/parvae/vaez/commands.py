@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from parvae.console import Verb, json_option, print_result
 from parvae.errors import CorruptFileError, SettingError
+
+if TYPE_CHECKING:
+    from parvae.vaez.codec import Codec
 
 
 @click.command(cls=Verb)
@@ -136,7 +139,7 @@ def _bound(text: str) -> tuple[str, str]:
     return name, bound
 
 
-def _verify(path: Path, files: Sequence[Any], codec: Any) -> bool:
+def _verify(path: Path, files: Sequence[Any], codec: Codec | None) -> bool:
     """Whether every value of the file is what its bound promises of DATA; anything else is an error."""
     from parvae.vaez.arrow_rows import file_batches
     from parvae.vaez.block import keeps

@@ -14,10 +14,11 @@ import numpy as np
 from parvae.errors import BundleError, CorruptFileError, WrongModelError
 from parvae.vaez.block import HEADER as BLOCK_HEADER
 from parvae.vaez.block import TAG as BLOCK_TAG
-from parvae.vaez.block import CodecOfFile, decode_block, encode_block, read_header
+from parvae.vaez.block import decode_block, encode_block, read_header
 from parvae.vaez.bounds import Bound
 from parvae.vaez.codec import Codec
 from parvae.vaez.columns import ColumnData
+from parvae.vaez.known import CodecOfFile
 
 MAGIC = b"\x93VAEZ\r\n\x1a"
 MAJOR, MINOR = 4, 0
@@ -97,8 +98,8 @@ class Reader:
     def __init__(self, source: BinaryIO, *, salvage: bool = False, codec: Codec | None = None) -> None:
         self._source = source
         self.num_bytes = source.seek(0, 2)
+        # `codec_id` is that of the codec that the blocks need, all zeros for none.
         self.major, self.carries_codec, self.codec_id = self._check_header(self._read(0, _HEADER.size))
-        """`codec_id` is that of the codec that the blocks need, all zeros for none."""
         self.head, first = self._record(b"HEAD", _HEADER.size)
         if self.carries_codec:
             content, first = self._payload(b"CODE", first)

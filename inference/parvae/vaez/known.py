@@ -5,15 +5,16 @@ Letters in shapes: n rows, S bins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parvae.vaez.bins import Bins
 from parvae.vaez.codec import Codec, Mixture
+from parvae.vaez.columns import ColumnData, Numbers
 from parvae.vaez.forms import Integers, Values, values_from
 
 Valid = NDArray[np.bool_] | None
@@ -48,6 +49,28 @@ class Known:
         edges = self.codec.edges(self.column, below, above)
         atom_bins = self.codec.atom_bins(self.column, below, above)
         return Mixture(self.codec, self.column, parameters, edges, atom_bins)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodecOfFile:
+    """A codec, and the number that each column of the file has in it."""
+
+    codec: Codec
+    numbers: Mapping[int, int]
+
+    @classmethod
+    def of(cls, codec: Codec, names: Sequence[str]) -> Self:
+        """For a file with columns of these names."""
+        places = {name: place for place, name in enumerate(names)}
+        return cls(codec=codec, numbers={places[name]: n for n, name in enumerate(codec.names) if name in places})
+
+    def knows(self, place: int, column: ColumnData) -> bool:
+        """Whether a column is one of the codec's, with one number a row."""
+        return place in self.numbers and isinstance(column, Numbers) and column.values.ndim == 1
+
+    def known(self, place: int, *, form: str, facts: Mapping[str, Any], levels: Values | None, dtype: Any) -> Known:
+        """A column that it knows, in this form."""
+        return Known(codec=self.codec, column=self.numbers[place], form=form, facts=facts, levels=levels, dtype=dtype)
 
 
 class KnownRows:

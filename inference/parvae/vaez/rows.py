@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -36,8 +37,8 @@ def compress(
     Every column comes back bit by bit unless `bounds` says otherwise: {"price": 0.01, "rate": "pw:1e-4"}; see
     `parvae.vaez.bounds.Bound`. `effort` 1 is faster, 2 smaller.
 
-    A `model` that was exported with a codec makes files smaller, small ones most of all. Whoever reads them needs it
-    too, unless the file is to carry the codec (`carry_model`), which pays for large ones.
+    A `model` that was exported with a codec makes files smaller. Whoever reads them needs it too, unless the file is to
+    carry the codec (`carry_model`), which pays for large ones.
 
     Raises DataError for a column that cannot be stored, SettingError for a bound that does not fit its column,
     BundleError when the model has no codec.
@@ -49,7 +50,7 @@ def compress(
     if isinstance(rows, Mapping):
         batch, types = _from_mapping(rows)
         head: dict[str, Any] = {"numpy": types}
-        batches = lambda: _sliced(batch, block_rows)  # noqa: E731
+        batches = partial(_sliced, batch, block_rows)
         compress_to(sink, batches, head, bounds=bounds, effort=effort, codec=codec, carry=carry_model)
     else:
         from parvae.vaez import arrow_rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -20,14 +20,15 @@ from parvae.errors import CorruptFileError
 from parvae.rans import Decoder, Part, SplitPart, Stream, encode, lanes_for
 from parvae.vaez.bins import Bins, all_tables_from, even_bins, levels_of, tables_from
 from parvae.vaez.contexts import choose_parents
-from parvae.vaez.known import Known, KnownRows
+from parvae.vaez.known import Known, KnownRows, Valid
 from parvae.vaez.parents import Symbol, Track
 from parvae.vaez.pixels import PixelContexts, padded_symbols
 from parvae.vaez.places import PlaceContexts
 from parvae.vaez.row_contexts import RowContexts, fit_rows
 from parvae.vaez.splits import read_splits, split_parts
 
-Valid = NDArray[np.bool_] | None
+Taken = tuple[NDArray[np.uint8], NDArray[np.unsignedinteger[Any]]]
+"""Numbers as symbols of their bins, and places inside these."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,27 +58,33 @@ class Encoded:
 
 def encode_columns(coded: Mapping[int, Coded], num_rows: int) -> Encoded:
     """One stream for all columns."""
-    tracks = {place: _track_of(one) for place, one in coded.items() if one.within is None}
+    symbols = {place: one.bins.symbols_of(one.numbers) for place, one in coded.items()}
+    tracks = {
+        place: _track(symbols[place][0], len(one.bins), one.numbers, one.valid)
+        for place, one in coded.items()
+        if one.within is None
+    }
     by_codec = sorted((one.known.column, place) for place, one in coded.items() if one.known is not None)
     known_rows = KnownRows(num_rows)
     written: dict[int, _Written] = {}
     for _, place in by_codec:  # first, in the order of the codec: it tells a column by those before it
-        one, before = coded[place], {name: tracks[name] for name in written}
+        one = coded[place]
         assert one.known is not None
-        found = [_by_contexts(one, (), before)]
+        found = [_by_contexts(one, symbols[place], tracks[place], (), {name: tracks[name] for name in written})]
         if one.known.is_told:
             found += _by_networks(one, known_rows)
-        written[place] = min(found, key=_Written.num_bits)
-        tracks[place] = _track_of(replace(one, bins=written[place].bins))
+        best = written[place] = min(found, key=_Written.num_bits)
+        if best.bins is not one.bins:
+            tracks[place] = _track(best.bins.symbols_of(one.numbers)[0], len(best.bins), one.numbers, one.valid)
         known_rows.add(one.known, one.numbers, one.valid)
     order, parents = choose_parents(tracks)
     for place in order:
         if place not in written:
             before = {name: tracks[name] for name in written}
-            written[place] = _by_contexts(coded[place], parents[place], before)
+            written[place] = _by_contexts(coded[place], symbols[place], tracks[place], parents[place], before)
     for place, one in coded.items():
         if place not in written:
-            written[place] = _within_rows(one)
+            written[place] = _within_rows(one, symbols[place])
     parts = [part for each in written.values() for part in each.parts]
     num_symbols = sum(len(part.symbols) for part in parts)
     stream = encode(parts, lanes_for(sum(part.num_bits() for part in parts), num_symbols))
@@ -193,11 +200,12 @@ class _Written:
         return sum(part.num_bits() for part in self.parts) + 8 * len(zlib.compress(self.tables))
 
 
-def _by_contexts(one: Coded, parents: Sequence[Symbol], before: Mapping[int, Track]) -> _Written:
+def _by_contexts(
+    one: Coded, taken: Taken, track: Track, parents: Sequence[Symbol], before: Mapping[int, Track]
+) -> _Written:
     """A column of one number a row in the context of those before it."""
-    symbols, places = one.bins.symbols_of(one.numbers)
-    decoded = [parent for parent in parents if parent.column in before]
-    contexts = fit_rows(_track_of(one), decoded, before)
+    symbols, places = taken
+    contexts = fit_rows(track, [parent for parent in parents if parent.column in before], before)
     table_index = _at_present(contexts.tables_at(before), one.valid)
     part, levels = _row_part(symbols, len(one.bins), table_index, contexts.num_tables)
     return _Written(
@@ -223,9 +231,9 @@ def _by_networks(one: Coded, known_rows: KnownRows) -> list[_Written]:
     return found
 
 
-def _within_rows(one: Coded) -> _Written:
+def _within_rows(one: Coded, taken: Taken) -> _Written:
     """A column of several numbers a row."""
-    symbols, places = one.bins.symbols_of(one.numbers)
+    symbols, places = taken
     assert one.within is not None
     parts: Sequence[Part]
     if isinstance(one.within, PixelContexts):
@@ -266,11 +274,6 @@ def _pixel_parts(
 def _at_present(table_index: NDArray[np.integer[Any]] | None, valid: Valid) -> NDArray[np.integer[Any]] | None:
     """The tables of the rows that are not null."""
     return table_index if table_index is None or valid is None else table_index[valid]
-
-
-def _track_of(one: Coded) -> Track:
-    """A column before it is written."""
-    return _track(one.bins.symbols_of(one.numbers)[0], len(one.bins), one.numbers, one.valid)
 
 
 def _track(symbols: NDArray[np.uint8], num_symbols: int, numbers: NDArray[np.integer[Any]], valid: Valid) -> Track:
