@@ -91,6 +91,18 @@ def digits_bundle(digits_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def owners_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of owners, too many to list, and of a weight that is 0 where their hash is even and 3 where it is odd."""
+    from parvae_pipeline.hashing import murmur3
+
+    folder = tmp_path_factory.mktemp("owners")
+    owners = [f"owner {number % 1_000}" for number in range(4_000)]
+    weight = 3.0 * (murmur3(owners) % 2) + 0.1 * np.random.default_rng(0).normal(size=4_000)
+    pq.write_table(pa.table({"owner": owners, "weight": weight}), folder / "owners.parquet")
+    return export_bundle(train_small(folder / "owners.parquet", folder / "run", label=None, max_steps=800))
+
+
+@pytest.fixture(scope="session")
 def people() -> Split:
     """Rows of `trainers.people_rows`. Tests must not change them."""
     from trainers import people_rows

@@ -103,15 +103,15 @@ def test_texts_stand_for_dates() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node and npm are not installed")
-def test_node_gives_the_golden_numbers(tmp_path: Path, digits_bundle: Path) -> None:
+def test_node_gives_the_golden_numbers(tmp_path: Path, digits_bundle: Path, owners_bundle: Path) -> None:
     project = tmp_path / "node"
     shutil.copytree(ROOT / "examples" / "node", project, ignore=shutil.ignore_patterns("node_modules"))
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(["npm", "install", *quiet], cwd=project, check=True, capture_output=True)
-    for path in (*GOLDEN_BUNDLES, digits_bundle):
-        bundle = read_bundle(path)
-        unpack(bundle, tmp_path / path.stem)
-        command = ["node", "golden.mjs", str(tmp_path / path.stem)]
+    for number, path in enumerate((*GOLDEN_BUNDLES, digits_bundle, owners_bundle)):
+        bundle, folder = read_bundle(path), tmp_path / f"bundle{number}"
+        unpack(bundle, folder)
+        command = ["node", "golden.mjs", str(folder)]
         done = subprocess.run(command, cwd=project, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.splitlines()
@@ -122,9 +122,9 @@ def test_node_gives_the_golden_numbers(tmp_path: Path, digits_bundle: Path) -> N
         (found,) = [float(line.partition(": ")[2]) for line in lines if line.startswith("p-value of the first row")]
         # The row is a calibration row too: its score may round to either side of itself.
         assert found == pytest.approx(calibration.p_value(score)[0], abs=1.01 / (1 + len(calibration.scores)))
-    golden = json.loads((tmp_path / path.stem / "golden.json").read_text())
+    golden = json.loads((folder / "golden.json").read_text())
     golden["graphs"]["encode"]["out"]["mean"]["data"][3] += 0.1
-    (tmp_path / path.stem / "golden.json").write_text(json.dumps(golden))
+    (folder / "golden.json").write_text(json.dumps(golden))
     done = subprocess.run(command, cwd=project, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "in place of" in done.stdout

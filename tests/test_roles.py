@@ -18,8 +18,7 @@ from parvae.schema import (
     NumericFacts,
     Role,
 )
-from parvae_pipeline.roles import MAX_LEVELS, MIN_ROWS, infer_schema
-from parvae_pipeline.statistics import MAX_DISTINCT, statistics_of
+from parvae_pipeline.roles import MIN_ROWS
 
 
 def pixels(num_rows: int, size: int) -> pa.Array:
@@ -136,87 +135,6 @@ def test_distinct_texts_are_a_key() -> None:
     column = column_of([f"row {number}" for number in range(NUM_ROWS)])
     assert column.role is Role.KEY
     assert column.reason == "every value is distinct"
-
-
-# Categories
-
-
-def test_a_few_texts_are_a_category_by_falling_frequency() -> None:
-    column = column_of(["b"] * 30 + ["a"] * 20 + ["c"] * 10)
-    assert column.role is Role.CATEGORY
-    assert column.reason == "3 distinct values"
-    assert column.facts_as(CategoryFacts) == CategoryFacts(levels=("b", "a", "c"), num_unlisted=0)
-
-
-def test_dictionary_columns_are_read_like_the_texts_they_hold() -> None:
-    assert column_of(pa.array(["a", "b", "a"] * 20).dictionary_encode()).role is Role.CATEGORY
-
-
-def many_texts(num_levels: int, words: int) -> list[str]:
-    return [" ".join([f"w{number}"] * words) for number in range(num_levels)] * 2
-
-
-def test_too_many_texts_are_ignored_with_the_remedy() -> None:
-    column = column_of(many_texts(60, 1), name="street")
-    assert column.role is Role.IGNORED
-    assert column.reason == "60 distinct values; --columns street:category keeps the 1,000 most frequent"
-
-
-def test_free_text_is_ignored_with_the_remedy() -> None:
-    column = column_of(many_texts(60, 5))
-    assert column.role is Role.IGNORED
-    assert column.reason == "free text, 5 words a value; embed it into a list of floats to use it"
-
-
-def test_more_texts_than_are_counted_say_more_than() -> None:
-    values = [f"v{number}" for number in range(MAX_DISTINCT + 5)] * 2
-    column = column_of(values)
-    assert column.role is Role.IGNORED
-    assert column.reason.startswith("more than 20,0")
-    assert "distinct values; --columns c:category" in column.reason
-
-
-def test_a_text_with_many_values_keeps_those_that_hold_most_rows() -> None:
-    frequent = [f"city{number % 40}" for number in range(600)]
-    column = column_of([*frequent, *(f"hamlet{number}" for number in range(400))], name="place")
-    assert column.role is Role.CATEGORY
-    assert column.reason == (
-        "440 distinct values, of which the 40 frequent ones hold 60%; 400 rows with rarer values count as unseen"
-    )
-    facts = column.facts_as(CategoryFacts)
-    assert sorted(facts.levels) == sorted({*frequent})
-    assert facts.num_unlisted == 400
-
-
-def test_a_text_with_more_values_than_are_counted_keeps_its_frequent_ones_by_their_share() -> None:
-    values = [value for number in range(MAX_DISTINCT + 10) for value in ("common", f"v{number}")]
-    pieces = [pa.table({"c": values[first : first + 1_000]}) for first in range(0, len(values), 1_000)]
-    statistics = statistics_of(pieces[0])["c"]
-    for piece in pieces[1:]:
-        statistics.merge(statistics_of(piece)["c"])
-    assert statistics.overflowed
-    column = infer_schema({"c": statistics}, overrides={}, label=None)["c"]
-    assert column.role is Role.CATEGORY
-    facts = column.facts_as(CategoryFacts)
-    assert facts.levels == ("common",)
-    assert facts.num_unlisted == pytest.approx(MAX_DISTINCT + 10, abs=1)
-
-
-def test_a_category_named_by_hand_keeps_the_most_frequent_levels() -> None:
-    frequent = [f"f{number}" for number in range(MAX_LEVELS)] * 2
-    column = column_of([*frequent, *(f"rare{number}" for number in range(30))], override="category")
-    facts = column.facts_as(CategoryFacts)
-    assert len(facts.levels) == MAX_LEVELS
-    assert all(level.startswith("f") for level in facts.levels)
-    assert facts.num_unlisted == 30
-
-
-def test_a_category_counts_unlisted_rows_beyond_the_bound_too() -> None:
-    values = [f"v{number}" for number in range(MAX_DISTINCT + 500)]
-    pieces = [statistics_of(pa.table({"c": values[:MAX_DISTINCT]})), statistics_of(pa.table({"c": values * 2}))]
-    pieces[0]["c"].merge(pieces[1]["c"])
-    facts = infer_schema(pieces[0], overrides={"c": "category"}, label=None)["c"].facts_as(CategoryFacts)
-    assert facts.num_unlisted > 2 * MAX_DISTINCT
 
 
 # Truths, dates, nothing

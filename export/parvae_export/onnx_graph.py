@@ -13,20 +13,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from parvae.errors import BundleError
 from parvae.schema import FIRST_LEVEL_CODE, NULL_CODE, NULL_TEXT, UNSEEN_CODE, CategoryFacts, Input, Role, Schema
 from parvae_export.simplify import simplify
+from parvae_pipeline.hashing import bucket_codes
 
 OPSET = 18
 IR_VERSION = 8
 ML_OPSET = 3
 BATCH = "batch"
 ALLOWED_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+HASH_DOMAIN, HASH_OP = "com.microsoft", "MurmurHash3"
+"""Standard ONNX has no hash of a string; all builds of onnxruntime with its contributed operators have this one."""
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 UNSEEN_TEXT = "\ufffd"
 """Never written by decode or sample: no code of theirs is UNSEEN_CODE."""
@@ -81,7 +85,7 @@ def check_graph(model: onnx.ModelProto, role: str) -> None:
     for node in model.graph.node:
         if node.op_type in RANDOM_OPS:
             raise BundleError(f"the {role} graph draws random numbers ({node.op_type}); noise must be an input")
-        if node.domain not in ALLOWED_DOMAINS:
+        if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) != (HASH_DOMAIN, HASH_OP):
             raise BundleError(f"the {role} graph needs the operators of {node.domain}; only standard ONNX is portable")
     for value in [*model.graph.input, *model.graph.output]:
         first = value.type.tensor_type.shape.dim[0]
@@ -126,23 +130,46 @@ def _strings_in(model: onnx.ModelProto, block: Input) -> None:
         helper.make_node("Split", [block.name], [f"{part}.text" for part in parts], axis=1, num_outputs=len(parts))
     ]
     for part, column in zip(parts, block.columns, strict=True):
-        levels = column.facts_as(CategoryFacts).levels
+        facts = column.facts_as(CategoryFacts)
+        listed = f"{part}.listed" if facts.buckets else part
         nodes.append(
             helper.make_node(
                 "LabelEncoder",
                 [f"{part}.text"],
-                [part],
+                [listed],
                 domain="ai.onnx.ml",
-                keys_strings=[NULL_TEXT, *levels],
-                values_int64s=[NULL_CODE, *range(FIRST_LEVEL_CODE, FIRST_LEVEL_CODE + len(levels))],
+                keys_strings=[NULL_TEXT, *facts.own_levels],
+                values_int64s=[NULL_CODE, *range(FIRST_LEVEL_CODE, FIRST_LEVEL_CODE + len(facts.own_levels))],
                 default_int64=UNSEEN_CODE,
             )
         )
+        if facts.buckets:
+            nodes.extend(_hashed(model, part, facts))
     nodes.append(helper.make_node("Concat", parts, [inner], axis=1))
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
     _use_ml(model)
+
+
+def _hashed(model: onnx.ModelProto, part: str, facts: CategoryFacts) -> list[onnx.NodeProto]:
+    """Nodes that put the code of a text's bucket where it is not listed (`part`.listed is UNSEEN_CODE)."""
+    constants = {
+        f"{part}.num_buckets": np.array(facts.num_buckets),
+        f"{part}.bucket_codes": bucket_codes(facts),
+        f"{part}.unseen": np.array(UNSEEN_CODE),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    if all(entry.domain != HASH_DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(HASH_DOMAIN, 1))
+    return [
+        helper.make_node(HASH_OP, [f"{part}.text"], [f"{part}.hash"], domain=HASH_DOMAIN, positive=1, seed=0),
+        helper.make_node("Cast", [f"{part}.hash"], [f"{part}.number"], to=TensorProto.INT64),
+        helper.make_node("Mod", [f"{part}.number", f"{part}.num_buckets"], [f"{part}.bucket"]),
+        helper.make_node("Gather", [f"{part}.bucket_codes", f"{part}.bucket"], [f"{part}.hashed"]),
+        helper.make_node("Equal", [f"{part}.listed", f"{part}.unseen"], [f"{part}.is_unlisted"]),
+        helper.make_node("Where", [f"{part}.is_unlisted", f"{part}.hashed", f"{part}.listed"], [part]),
+    ]
 
 
 def _strings_out(model: onnx.ModelProto, block: Input) -> None:

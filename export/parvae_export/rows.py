@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from parvae.noise import standard_normal
 from parvae.rows import Arrays
 from parvae.schema import FIRST_LEVEL_CODE, NULL_TEXT, UNSEEN_CODE, CategoryFacts, Column, Role, Schema
+from parvae_pipeline.hashing import bucket_codes, murmur3
 from parvae_pipeline.model import VariationalAutoencoder
 
 UNSEEN_EXAMPLE = "(a value that training never saw)"
@@ -27,10 +28,22 @@ def category_texts(columns: tuple[Column, ...], codes: NDArray[np.int64]) -> NDA
     """(n, columns) text for category codes."""
     texts = np.empty(codes.shape, dtype=object)
     for index, column in enumerate(columns):
-        levels = column.facts_as(CategoryFacts).levels
-        table = np.array([NULL_TEXT, UNSEEN_EXAMPLE, *levels], dtype=object)
+        facts = column.facts_as(CategoryFacts)
+        table = np.array([NULL_TEXT, _unseen_text(facts) or UNSEEN_EXAMPLE, *facts.levels], dtype=object)
         texts[:, index] = table[codes[:, index]]
     return texts
+
+
+def _unseen_text(facts: CategoryFacts) -> str | None:
+    """A text that the column reads as unseen; None where every bucket of its hash is known."""
+    if not facts.buckets:
+        return UNSEEN_EXAMPLE
+    codes = bucket_codes(facts)
+    if UNSEEN_CODE not in codes:
+        return None
+    # Of texts by the thousand for each bucket, one falls into a bucket that no value of training fell into.
+    texts = [f"{UNSEEN_EXAMPLE} {number}" for number in range(1_000 * facts.num_buckets)]
+    return texts[int(np.argmax(codes[murmur3(texts) % facts.num_buckets] == UNSEEN_CODE))]
 
 
 @torch.no_grad()
@@ -54,6 +67,9 @@ def edge_rows(schema: Schema, rows: Arrays) -> Arrays:
         elif block.role is Role.CATEGORY:
             template[:] = (np.arange(num_rows) % (FIRST_LEVEL_CODE + 1))[:, None]
             template[-1] = UNSEEN_CODE
+            for index, column in enumerate(block.columns):
+                if _unseen_text(column.facts_as(CategoryFacts)) is None:
+                    template[template[:, index] == UNSEEN_CODE, index] = FIRST_LEVEL_CODE
         elif block.dtype == "uint8":
             template[:] = np.array([0, 1, 0, 1, 0, 1], np.uint8).reshape(-1, *[1] * (template.ndim - 1))
             if block.role is Role.IMAGE:

@@ -58,11 +58,22 @@ class NumericFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryFacts:
-    """Levels in order of falling frequency, as canonical text."""
+    """Levels in order of falling frequency, as canonical text.
+
+    Where there are `buckets`, the last levels each stand for all values that are not listed and whose hash (MurmurHash3
+    of the text, seed 0, modulo `num_buckets`) is that of their bucket; the level names the most frequent of them.
+    """
 
     levels: tuple[str, ...]
     num_unlisted: int = 0
     """Rows whose value is too rare to be listed; the model reads them as unseen."""
+    num_buckets: int = 0
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def own_levels(self) -> tuple[str, ...]:
+        """The levels that stand for themselves alone."""
+        return self.levels[: len(self.levels) - len(self.buckets)]
 
 
 @dataclass(frozen=True, kw_only=True)

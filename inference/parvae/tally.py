@@ -118,7 +118,9 @@ def _sum_as_modelled(facts: NumericFacts, values: NDArray[Any]) -> tuple[int, fl
 
 def _count_levels(column: Column, columns: Columns) -> ColumnTally:
     levels, rows = columns.levels(column)
-    seen = set(column.facts_as(CategoryFacts).levels)
+    facts = column.facts_as(CategoryFacts)
+    # A value that is told by its hash is told from others, not from those of training.
+    seen = set(levels if facts.buckets else facts.levels)
     counts = np.bincount(rows, minlength=len(levels)).tolist()
     num_nulls = sum(count for text, count in zip(levels, counts, strict=True) if text == NULL_TEXT)
     unseen = [count for text, count in zip(levels, counts, strict=True) if text != NULL_TEXT and text not in seen]

@@ -26,6 +26,7 @@ from parvae.schema import (
     Schema,
     require_columns,
 )
+from parvae_pipeline.hashing import bucket_codes, murmur3
 
 
 class Reader(Protocol):
@@ -57,7 +58,11 @@ def select(arrays: Arrays, rows: NDArray[Any] | slice) -> Arrays:
 
 
 def _codes(column: Column, texts: list[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    levels = column.facts_as(CategoryFacts).levels
-    code_of = {level: FIRST_LEVEL_CODE + index for index, level in enumerate(levels)}
+    facts = column.facts_as(CategoryFacts)
+    code_of = {level: FIRST_LEVEL_CODE + index for index, level in enumerate(facts.own_levels)}
     code_of[NULL_TEXT] = NULL_CODE
+    if facts.buckets:
+        others = [text for text in texts if text not in code_of]
+        codes_of_buckets = bucket_codes(facts)
+        code_of |= dict(zip(others, codes_of_buckets[murmur3(others) % facts.num_buckets].tolist(), strict=True))
     return np.array([*(code_of.get(text, UNSEEN_CODE) for text in texts), NULL_CODE], dtype=np.int64)[rows]

@@ -21,24 +21,17 @@ from parvae.schema import (
     Schema,
     VectorFacts,
 )
+from parvae_pipeline.category_rules import category_facts, has_many_levels, suggest_many, unlisted_text
 from parvae_pipeline.image_roles import encoded_facts, suggest_encoded
 from parvae_pipeline.numeric_rules import numeric_facts, plain_facts
 from parvae_pipeline.statistics import ColumnStatistics
 
-MAX_LEVELS = 1_000
-"""Levels that a category column lists; rarer values count as unseen."""
-MAX_LEVEL_SHARE = 0.2
 MAX_CODES = 20
 """Distinct whole numbers, and at least 100 rows for each, that read as codes and not as a quantity."""
 KEY_SHARE = 0.999
 KEY_NAME = re.compile(r"(?i)^(id|uuid|guid|key|.*_id|.*_uuid|.*_key)$")
 LABEL_NAME = re.compile(r"(?i)^(label|target|class|y|(is_)?(anomaly|outlier|fraud))$")
 LABEL_WARNING = "named like a label, and modelled"
-MIN_LEVEL_ROWS, MIN_ROWS_FOR_RARE, MAX_RARE_SHARE = 5, 1_000, 0.01
-"""From 1,000 rows on levels with fewer than 5 are too rare to learn: where together they take no more than this share,
-they count as one, which is unseen."""
-MIN_FREQUENT_SHARE = 0.5
-"""Of the rows that the frequent levels of a text with many must hold together: with less there is little to learn."""
 FREE_TEXT_WORDS = 3.0
 MIN_IMAGE_SIDE = 8
 MIN_ROWS = 10
@@ -122,8 +115,8 @@ def _column(
     facts = _facts(statistics, role, describe)
     if role in (Role.NUMERIC, Role.TIMESTAMP):
         reason = f"{reason}; {describe(statistics)[1]}"
-    if isinstance(facts, CategoryFacts) and facts.num_unlisted:
-        reason = f"{reason}; {facts.num_unlisted:,} rows with rarer values count as unseen"
+    if isinstance(facts, CategoryFacts) and unlisted_text(facts):
+        reason = f"{reason}; {unlisted_text(facts)}"
     if facts is not None and LABEL_NAME.match(statistics.name):
         reason = f"{reason}; {LABEL_WARNING}, --label {statistics.name} keeps it out"
     return Column(
@@ -201,30 +194,14 @@ def _suggest_text(column: ColumnStatistics) -> tuple[Role, str]:
         return Role.KEY, "every value is distinct"
     if KEY_NAME.match(column.name) and column.distinct_share > 0.5:
         return Role.KEY, "named like an identifier, and mostly distinct"
-    if not _has_many_levels(column):
+    if not has_many_levels(column):
         return Role.CATEGORY, f"{num_levels} distinct values"
     if column.mean_words >= FREE_TEXT_WORDS:
         return (
             Role.IGNORED,
             f"free text, {column.mean_words:.0f} words a value; embed it into a list of floats to use it",
         )
-    many = f"more than {len(column.levels) - 1:,}" if column.overflowed else f"{num_levels:,}"
-    frequent = _frequent_levels(column)
-    share = sum(count for _, count in frequent) / max(1, column.num_rows_of_levels)
-    if share >= MIN_FREQUENT_SHARE:
-        return Role.CATEGORY, f"{many} distinct values, of which the {len(frequent):,} frequent ones hold {share:.0%}"
-    return Role.IGNORED, (
-        f"{many} distinct values; --columns {column.name}:category keeps the {MAX_LEVELS:,} most frequent"
-    )
-
-
-def _has_many_levels(column: ColumnStatistics) -> bool:
-    return len(column.levels) > min(MAX_LEVELS, max(20, MAX_LEVEL_SHARE * column.num_rows))
-
-
-def _frequent_levels(column: ColumnStatistics) -> list[tuple[str, int]]:
-    """The levels with rows enough to learn from, and their counts."""
-    return [(level, count) for level, count in column.levels.most_common(MAX_LEVELS) if count >= MIN_LEVEL_ROWS]
+    return suggest_many(column)
 
 
 def _suggest_list(column: ColumnStatistics) -> tuple[Role, str]:
@@ -262,7 +239,7 @@ def _facts(
     if role is Role.CATEGORY:
         fits = column.family in ("integer", "floating", "text", "boolean") and len(column.levels) > 0
         _require(column, role, fits, "text, numbers or true and false")
-        return _category_facts(column)
+        return category_facts(column)
     if role is Role.BOOLEAN:
         _require(column, role, column.family == "boolean" and len(column.levels) > 0, "true and false")
         return BooleanFacts(share_true=column.levels["true"] / column.levels.total())
@@ -273,19 +250,6 @@ def _facts(
         _require(column, role, fits, "lists of numbers, all of one length and without nulls")
         return _vector_facts(column) if role is Role.VECTOR else _image_facts(column)
     return None
-
-
-def _category_facts(column: ColumnStatistics) -> CategoryFacts:
-    kept = column.levels.most_common(MAX_LEVELS)
-    frequent = _frequent_levels(column)
-    num_rare = column.levels.total() - sum(count for _, count in frequent)
-    is_rare = column.num_rows >= MIN_ROWS_FOR_RARE and num_rare <= MAX_RARE_SHARE * column.num_rows
-    if is_rare or (frequent and column.family == "text" and _has_many_levels(column)):
-        kept = frequent
-    # Where the count of levels was broken off, it stands for the rows after it.
-    unlisted_share = 1.0 - sum(count for _, count in kept) / column.num_rows_of_levels
-    num_unlisted = round(unlisted_share * (column.num_rows - column.num_nulls))
-    return CategoryFacts(levels=tuple(level for level, _ in kept), num_unlisted=max(0, num_unlisted))
 
 
 def _vector_facts(column: ColumnStatistics) -> VectorFacts:
