@@ -4,8 +4,9 @@
 
 Nothing is named but the columns to leave out. `failed` counts sets that ended with an error, `skipped_share` the share
 of all steps whose gradient could not be used, `repairs` what training mended by itself (collapse, rollback,
-overfitting), and `collapsed` sets whose code held almost nothing at the end, whether or not their columns tell of one
-another. A line for every set goes to stderr, with the lights of its diagnosis that are not green.
+overfitting), `collapsed` sets whose code held almost nothing at the end, whether or not their columns tell of one
+another, and `red` sets with any red light in their diagnosis. A line for every set goes to stderr, with the lights that
+are not green and what was done about them, or can be.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Trained:
     num_steps: int
     num_skipped: int
     repairs: list[str]
-    has_collapsed: bool
+    red: frozenset[str]
+    """Subjects of the diagnosis."""
 
 
 def main() -> None:
@@ -69,7 +71,8 @@ def main() -> None:
             "failed": len(failed),
             "skipped_share": sum(each.num_skipped for each in trained) / max(1, num_steps),
             "repairs": sum(len(each.repairs) for each in trained),
-            "collapsed": sum(each.has_collapsed for each in trained),
+            "collapsed": sum("latent code" in each.red for each in trained),
+            "red": sum(bool(each.red) for each in trained),
         },
         as_json=chosen.json,
     )
@@ -87,9 +90,11 @@ def _train(name: str, data: str, columns: str, *, budget: str) -> Trained:
         num_steps=metrics["num_steps"],
         num_skipped=metrics["num_skipped_steps"],
         repairs=[entry["event"] for entry in log if entry.get("event") in ("collapse", "rollback", "overfitting")],
-        has_collapsed=any(finding["subject"] == "latent code" and finding["light"] == "red" for finding in lights),
+        red=frozenset(finding["subject"] for finding in lights if finding["light"] == "red"),
     )
-    said = "; ".join(f"{finding['subject']} {finding['light']}: {finding['text']}" for finding in lights)
+    said = "; ".join(
+        f"{finding['subject']} {finding['light']}: {finding['text']}; {finding['advice']}" for finding in lights
+    )
     print(f"set {name}: {found.num_steps} steps, {found.num_skipped} skipped, {found.repairs}; {said}", file=sys.stderr)
     return found
 

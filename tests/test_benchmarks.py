@@ -22,7 +22,7 @@ FIGURES = {
     "plan_files.py": {"plan_100_s", "plan_100_mb", "kept_100_s", "stream_10x_over_1x"},
     "samples.py": {"mnist_bits_per_pixel", "mnist_ours_frechet", "mnist_pythae_mixture_frechet", "mnist_pca_rmse"},
     "scoring.py": {"score_128_over_bare_2", "score_128_over_ray_data", "score_128_over_pyod_vae", "memory_large_mb"},
-    "every_set.py": {"sets", "failed", "skipped_share", "repairs", "collapsed"},
+    "every_set.py": {"sets", "failed", "skipped_share", "repairs", "collapsed", "red"},
     "gpu.py": {"num_cuda_devices"},
     "density.py": {"graph_nats", "torch_nats", "difference_nats", "ours_likelihood_nats", "pythae_vae_elbo_nats"},
 }

@@ -147,7 +147,12 @@ HEALTHY = {
     "training_distortion_nats": 40.0,
     "held_out_nats": 50.5,
     "skipped_share": 0.0,
+    "num_steps": 5_000,
+    "evaluations_since_best": 0,
+    "warmed_up_again": False,
+    "began_again": False,
 }
+GAP = {"held_out_nats": 58.0}
 
 
 @pytest.mark.parametrize(
@@ -158,11 +163,33 @@ HEALTHY = {
         ("prior", {"prior_auc": 0.7}, "amber"),
         ("prior", {"prior_auc": 0.95}, "red"),
         ("posterior", {"bound_gap_nats": 6.0}, "amber"),
-        ("overfitting", {"held_out_nats": 58.0}, "red"),
+        ("overfitting", {"held_out_nats": 53.0}, "amber"),
+        ("overfitting", {**GAP, "evaluations_since_best": 5}, "red"),
+        ("overfitting", GAP, "amber"),
+        ("overfitting", {**GAP, "evaluations_since_best": 5, "began_again": True}, "amber"),
         ("stability", {"skipped_share": 0.05}, "amber"),
     ],
 )
 def test_every_trouble_lights_its_own_lamp(subject: str, trouble: dict[str, float], light: str) -> None:
-    lights = {finding.subject: finding.light for finding in findings({**HEALTHY, **trouble})}
-    assert lights.pop(subject) == light
-    assert set(lights.values()) == {"green"}
+    found = {finding.subject: finding for finding in findings({**HEALTHY, **trouble})}
+    lit = found.pop(subject)
+    assert lit.light == light
+    assert lit.advice
+    assert {(finding.light, finding.advice) for finding in found.values()} == {("green", "")}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        ({"rate_nats": 0.2}, "train longer"),
+        ({"rate_nats": 0.2, "warmed_up_again": True}, "warmed up again with free bits"),
+        (GAP, "grew cheaper to the end"),
+        ({**GAP, "evaluations_since_best": 5}, "--set train.dropout=0.2"),
+        ({**GAP, "began_again": True}, "on with dropout"),
+        ({"bound_gap_nats": 20.0, "num_steps": 190}, "190 steps are few: a longer --budget"),
+        ({"prior_auc": 0.95}, "the prior that held-out codes like best is taken; a longer --budget"),
+    ],
+)
+def test_a_light_says_what_was_done_or_can_be(trouble: dict[str, float], advice: str) -> None:
+    (lit,) = [finding for finding in findings({**HEALTHY, **trouble}) if finding.light != "green"]
+    assert advice in lit.advice

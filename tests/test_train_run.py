@@ -74,7 +74,9 @@ def test_metrics_are_lines_of_json_with_rising_steps(finished: tuple[Path, Resul
     folder, result = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [line for line in lines if "event" not in line]
-    assert [line["event"] for line in lines if line.get("event") not in (None, "surplus")] == ["prior"]
+    events = [line["event"] for line in lines if "event" in line]
+    assert events == sorted(events, key=["surplus", "prior", "finding"].index)
+    assert events.count("prior") == 1
     steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
     assert steps[-1] == result.num_steps == NUM_STEPS
@@ -87,13 +89,23 @@ def test_the_result_is_that_of_the_best_evaluation(finished: tuple[Path, Result]
     folder, result = finished
     events = [record for record in RunFolder(folder).metrics() if "event" in record]
     best = min(record["validation_nats"] for record in RunFolder(folder).metrics() if "event" not in record)
-    if events[-1]["prior"] == "normal":
+    (prior,) = [record["prior"] for record in events if record["event"] == "prior"]
+    if prior == "normal":
         assert result.negative_elbo_nats == best
     else:
         assert result.negative_elbo_nats < best  # a prior fitted after training was better
     assert result.negative_elbo_nats == pytest.approx(result.rate_nats + result.distortion_nats)
     assert result.num_training_rows + result.num_held_out_rows == 240
     assert result.num_skipped_steps == 0
+
+
+def test_what_is_found_at_the_end_is_logged_with_what_can_be_done(finished: tuple[Path, Result]) -> None:
+    folder, _ = finished
+    found = read_checkpoint(folder / "ckpt.pt").metrics["diagnosis"]["findings"]
+    logged = [record["message"] for record in RunFolder(folder).metrics() if record.get("event") == "finding"]
+    lit = [finding for finding in found if finding["light"] != "green"]
+    assert lit, "a run of so few steps is not well"
+    assert logged == [f"{each['subject']} {each['light']}: {each['text']}; {each['advice']}" for each in lit]
 
 
 def test_the_checkpoint_scores_its_own_rows_as_the_result_says(finished: tuple[Path, Result]) -> None:

@@ -6,7 +6,7 @@ Letters in shapes: N rows, L latent dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 from parvae.rows import Arrays
 from parvae_pipeline.evaluate import Evaluation, estimate_likelihood, evaluate, posteriors
 from parvae_pipeline.model import VariationalAutoencoder
+from parvae_pipeline.progress import Progress
 from parvae_pipeline.reader import select
 
 ACTIVE_SHARE = 0.01
@@ -28,7 +29,11 @@ AUC_AMBER, AUC_RED = 0.65, 0.8
 GAP_AMBER_NATS = 5.0
 OVERFIT_AMBER, OVERFIT_RED = 0.05, 0.15
 """Held-out minus training nats, as a share of the distortion in training."""
+OVERFITTED_EVALUATIONS = 5
+"""Evaluations since the best one after which a gap between held-out and training rows counts as harm."""
 SKIPPED_AMBER = 0.02
+YOUNG_STEPS = 1_000
+"""A model of fewer steps may well have faults that more time mends."""
 CLASSIFIER_CODES, CLASSIFIER_STEPS, CLASSIFIER_WIDTH = 2_048, 200, 64
 
 Light = Literal["green", "amber", "red"]
@@ -41,6 +46,11 @@ class Finding:
     subject: str
     light: Light
     text: str
+    advice: str = ""
+    """What was done about it, or what can be; nothing where the light is green."""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.advice}" if self.advice else self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +113,7 @@ def diagnose(
     held_out: Arrays,
     *,
     evaluation: Evaluation,
-    num_steps: int,
-    num_skipped: int,
+    progress: Progress,
     num_likelihood_rows: int,
     num_samples: int,
     seed: int,
@@ -135,46 +144,93 @@ def diagnose(
         "training_nats": evaluation_in_training.negative_elbo_nats,
         "training_distortion_nats": evaluation_in_training.distortion_nats,
         "held_out_nats": evaluation.negative_elbo_nats,
-        "skipped_share": num_skipped / max(1, num_steps),
+        "skipped_share": progress.num_skipped / max(1, progress.step),
+        "num_steps": progress.step,
+        "evaluations_since_best": progress.evaluations_since_best,
+        "warmed_up_again": progress.second_warmup_at is not None,
+        "began_again": bool(progress.overfitted_at),
     }
     return {**figures, "findings": [vars(finding) for finding in findings(figures)]}
 
 
 def findings(figures: Mapping[str, Any]) -> list[Finding]:
     """The card: one line for each question that a user should ask."""
-    num_active, latent_size = figures["num_active_units"], figures["latent_size"]
-    rate, auc, gap = figures["rate_nats"], figures["prior_auc"], figures["bound_gap_nats"]
-    few = num_active < MIN_ACTIVE_SHARE * latent_size
-    overfit_nats = figures["held_out_nats"] - figures["training_nats"]
-    overfit = overfit_nats / max(1.0, abs(figures["training_distortion_nats"]))
-    return [
-        Finding(
-            subject="latent code",
-            light="red" if rate < MIN_RATE_NATS else "amber" if few else "green",
-            text=f"{num_active} of {latent_size} dimensions are active; a row's code holds {rate:.2f} nats",
-        ),
-        Finding(
-            subject="prior",
-            light=_light(auc, AUC_AMBER, AUC_RED),
-            text=f"a classifier tells codes of rows from codes of the prior with an AUC of {auc:.3f} (0.5: cannot)",
-        ),
-        Finding(
-            subject="posterior",
-            light=_light(gap, GAP_AMBER_NATS, 2 * GAP_AMBER_NATS),
-            text=f"the ELBO is {gap:.2f} nats below the importance-weighted bound "
-            f"(S = {figures['likelihood_samples']}, n = {figures['likelihood_rows']} rows)",
-        ),
-        Finding(
-            subject="overfitting",
-            light=_light(overfit, OVERFIT_AMBER, OVERFIT_RED),
-            text=f"held-out rows cost {overfit_nats:+.2f} nats beside training rows",
-        ),
-        Finding(
-            subject="stability",
-            light="amber" if figures["skipped_share"] > SKIPPED_AMBER else "green",
-            text=f"{figures['skipped_share']:.2%} of the steps were skipped",
-        ),
-    ]
+    found = [_code(figures), _prior(figures), _posterior(figures), _overfitting(figures), _stability(figures)]
+    return [replace(finding, advice="") if finding.light == "green" else finding for finding in found]
+
+
+def _code(figures: Mapping[str, Any]) -> Finding:
+    num_active, latent_size, rate_nats = figures["num_active_units"], figures["latent_size"], figures["rate_nats"]
+    is_empty, are_few = rate_nats < MIN_RATE_NATS, num_active < MIN_ACTIVE_SHARE * latent_size
+    if not is_empty:
+        advice = "the rows may have few degrees of freedom; idle dimensions cost nothing"
+    elif figures["warmed_up_again"]:
+        advice = "training warmed up again with free bits; the columns may tell nothing of one another"
+    else:
+        advice = "train longer, or see whether the columns tell anything of one another"
+    return Finding(
+        subject="latent code",
+        light="red" if is_empty else "amber" if are_few else "green",
+        text=f"{num_active} of {latent_size} dimensions are active; a row's code holds {rate_nats:.2f} nats",
+        advice=advice,
+    )
+
+
+def _prior(figures: Mapping[str, Any]) -> Finding:
+    auc = figures["prior_auc"]
+    return Finding(
+        subject="prior",
+        light=_light(auc, AUC_AMBER, AUC_RED),
+        text=f"a classifier tells codes of rows from codes of the prior with an AUC of {auc:.3f} (0.5: cannot)",
+        advice=f"the prior that held-out codes like best is taken; {_more_time(figures)}",
+    )
+
+
+def _posterior(figures: Mapping[str, Any]) -> Finding:
+    gap_nats = figures["bound_gap_nats"]
+    return Finding(
+        subject="posterior",
+        light=_light(gap_nats, GAP_AMBER_NATS, 2 * GAP_AMBER_NATS),
+        text=f"the ELBO is {gap_nats:.2f} nats below the importance-weighted bound "
+        f"(S = {figures['likelihood_samples']}, n = {figures['likelihood_rows']} rows)",
+        advice=_more_time(figures),
+    )
+
+
+def _overfitting(figures: Mapping[str, Any]) -> Finding:
+    """Red only where held-out rows grew dearer and nothing was done: the weights that are kept are always those that
+    they cost least with."""
+    gap_nats = figures["held_out_nats"] - figures["training_nats"]
+    share = gap_nats / max(1.0, abs(figures["training_distortion_nats"]))
+    grew_dearer = figures["evaluations_since_best"] >= OVERFITTED_EVALUATIONS
+    light = _light(share, OVERFIT_AMBER, OVERFIT_RED)
+    if figures["began_again"]:
+        advice = "training went back to the best weights and on with dropout; more rows would narrow it"
+    elif grew_dearer:
+        advice = "the weights from before they grew dearer are kept; more rows, or --set train.dropout=0.2"
+    else:
+        advice = "they grew cheaper to the end, so no harm was done; more rows would narrow it"
+    return Finding(
+        subject="overfitting",
+        light="amber" if light == "red" and (figures["began_again"] or not grew_dearer) else light,
+        text=f"held-out rows cost {gap_nats:+.2f} nats beside training rows",
+        advice=advice,
+    )
+
+
+def _stability(figures: Mapping[str, Any]) -> Finding:
+    return Finding(
+        subject="stability",
+        light="amber" if figures["skipped_share"] > SKIPPED_AMBER else "green",
+        text=f"{figures['skipped_share']:.2%} of the steps were skipped",
+        advice="the gradients were out of range; look for extreme values, or lower train.learning_rate",
+    )
+
+
+def _more_time(figures: Mapping[str, Any]) -> str:
+    num_steps = figures["num_steps"]
+    young = f"{num_steps:,} steps are few: " if num_steps < YOUNG_STEPS else ""
+    return f"{young}a longer --budget narrows it"
 
 
 def _light(value: float, amber: float, red: float) -> Light:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from parvae.rows import Arrays
 from parvae_pipeline.config import RunSettings
-from parvae_pipeline.diagnosis import diagnose
+from parvae_pipeline.diagnosis import diagnose, findings
 from parvae_pipeline.evaluate import Evaluation, balance_score, evaluate, posteriors, with_rate_of
 from parvae_pipeline.mixture import choose_mixture
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.priors import Prior, StandardNormal
+from parvae_pipeline.progress import Progress
 from parvae_pipeline.reader import Reader, select
 from parvae_pipeline.surplus import without_surplus
 
@@ -36,7 +37,7 @@ class Finished:
 
     model: VariationalAutoencoder
     events: list[dict[str, Any]]
-    """What was done and why, one `message` each."""
+    """What was done and why, and what was found that is not well: one `message` each."""
     evaluation: Evaluation
     """Of the held-out rows."""
     diagnosis: dict[str, Any]
@@ -49,8 +50,7 @@ def finish(
     settings: RunSettings,
     *,
     evaluation: Evaluation | None,
-    num_steps: int,
-    num_skipped: int,
+    progress: Progress,
 ) -> Finished:
     """Drop surplus dimensions, choose the prior by held-out nats unless one was named, balance the score, and look.
 
@@ -58,9 +58,9 @@ def finish(
     share of the time of training, which `trainer.TIME_KEPT_BACK` allows for.
     """
     seed, budget_s = settings.train.seed, settings.train.budget_s
-    rows_trained = num_steps * reader.batch_size
+    rows_trained = progress.step * reader.batch_size
     training = _training_rows(
-        reader, int(np.clip(SAMPLED_SHARE * rows_trained, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS)), first_step=num_steps
+        reader, int(np.clip(SAMPLED_SHARE * rows_trained, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS)), first_step=progress.step
     )
     evaluation = evaluation or evaluate(model, held_out)
     model, evaluation, events = without_surplus(model, training, held_out, evaluation)
@@ -82,13 +82,17 @@ def finish(
         select(training, slice(0, num_evaluated)),
         held_out,
         evaluation=evaluation,
-        num_steps=num_steps,
-        num_skipped=num_skipped,
+        progress=progress,
         num_likelihood_rows=int(np.clip(LIKELIHOOD_SHARE * rows_trained / LIKELIHOOD_SAMPLES, 8, MAX_LIKELIHOOD_ROWS)),
         num_samples=LIKELIHOOD_SAMPLES,
         seed=seed,
     )
-    return Finished(model=model, events=[*events, event], evaluation=evaluation, diagnosis=diagnosis)
+    found = [
+        {"event": "finding", "message": f"{finding.subject} {finding.light}: {finding}"}
+        for finding in findings(diagnosis)
+        if finding.light != "green"
+    ]
+    return Finished(model=model, events=[*events, event, *found], evaluation=evaluation, diagnosis=diagnosis)
 
 
 @torch.no_grad()

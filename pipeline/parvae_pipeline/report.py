@@ -149,10 +149,11 @@ def _card(facts: Mapping[str, Any]) -> str:
         return '<p class="quiet">The run has not finished; the diagnosis is made at its end.</p>'
     lines = "".join(
         f'<tr><td><i class="light {entry.light}"></i><span class="sr">{entry.light}</span></td>'
-        f"<th>{entry.subject}</th><td>{html.escape(entry.text)}</td></tr>"
+        f"<th>{entry.subject}</th><td>{html.escape(str(entry))}</td></tr>"
         for entry in findings(diagnosis)
     )
-    actions = [str(event["message"]) for event in facts["events"] if "message" in event]
+    deeds = [event for event in facts["events"] if "message" in event and event["event"] != "finding"]
+    actions = [str(event["message"]) for event in deeds]
     done = "".join(f"<li>{html.escape(message)}</li>" for message in actions)
     return f"<table class='card'>{lines}</table>" + (f"<h3>What was done</h3><ul>{done}</ul>" if done else "")
 

@@ -251,8 +251,7 @@ def _write(
             held_out,
             settings,
             evaluation=evaluation,
-            num_steps=progress.step,
-            num_skipped=progress.num_skipped,
+            progress=progress,
         )
         best, evaluation, diagnosis = finished.model, finished.evaluation, finished.diagnosis
         for event in finished.events:
