@@ -188,6 +188,7 @@ def test_every_trouble_lights_its_own_lamp(subject: str, trouble: dict[str, floa
         ({**GAP, "began_again": True}, "on with dropout"),
         ({"bound_gap_nats": 20.0, "num_steps": 190}, "190 steps are few: a longer --budget"),
         ({"prior_auc": 0.95}, "the prior that held-out codes like best is taken; a longer --budget"),
+        ({"prior_auc": 0.95, "evaluations_since_best": 5}, "is taken; more rows"),
     ],
 )
 def test_a_light_says_what_was_done_or_can_be(trouble: dict[str, float], advice: str) -> None:

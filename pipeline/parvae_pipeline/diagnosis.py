@@ -182,7 +182,7 @@ def _prior(figures: Mapping[str, Any]) -> Finding:
         subject="prior",
         light=_light(auc, AUC_AMBER, AUC_RED),
         text=f"a classifier tells codes of rows from codes of the prior with an AUC of {auc:.3f} (0.5: cannot)",
-        advice=f"the prior that held-out codes like best is taken; {_more_time(figures)}",
+        advice=f"the prior that held-out codes like best is taken; {_remedy(figures)}",
     )
 
 
@@ -193,7 +193,7 @@ def _posterior(figures: Mapping[str, Any]) -> Finding:
         light=_light(gap_nats, GAP_AMBER_NATS, 2 * GAP_AMBER_NATS),
         text=f"the ELBO is {gap_nats:.2f} nats below the importance-weighted bound "
         f"(S = {figures['likelihood_samples']}, n = {figures['likelihood_rows']} rows)",
-        advice=_more_time(figures),
+        advice=_remedy(figures),
     )
 
 
@@ -202,7 +202,7 @@ def _overfitting(figures: Mapping[str, Any]) -> Finding:
     they cost least with."""
     gap_nats = figures["held_out_nats"] - figures["training_nats"]
     share = gap_nats / max(1.0, abs(figures["training_distortion_nats"]))
-    grew_dearer = figures["evaluations_since_best"] >= OVERFITTED_EVALUATIONS
+    grew_dearer = _grew_dearer(figures)
     light = _light(share, OVERFIT_AMBER, OVERFIT_RED)
     if figures["began_again"]:
         advice = "training went back to the best weights and on with dropout; more rows would narrow it"
@@ -227,10 +227,18 @@ def _stability(figures: Mapping[str, Any]) -> Finding:
     )
 
 
-def _more_time(figures: Mapping[str, Any]) -> str:
+def _remedy(figures: Mapping[str, Any]) -> str:
+    """What brings codes, prior and rows closer: time, or where that was enough, rows."""
+    if figures["began_again"] or _grew_dearer(figures):
+        return "more rows would narrow it"
     num_steps = figures["num_steps"]
     young = f"{num_steps:,} steps are few: " if num_steps < YOUNG_STEPS else ""
     return f"{young}a longer --budget narrows it"
+
+
+def _grew_dearer(figures: Mapping[str, Any]) -> bool:
+    """Whether held-out rows cost more and more at the end."""
+    return bool(figures["evaluations_since_best"] >= OVERFITTED_EVALUATIONS)
 
 
 def _light(value: float, amber: float, red: float) -> Light:

@@ -136,8 +136,8 @@ def _model(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     figures = "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles)
     text = (
         f"A {architecture['network']} network with {facts['num_weights']:,} weights, {architecture['latent_size']} "
-        f"latent dimensions and the prior {architecture['prior']}, trained on {facts['num_rows']:,} rows for "
-        f"{facts['num_steps']:,} steps. All figures are of rows that it was not trained on."
+        f"latent dimensions and the prior {architecture['prior']}, trained for {facts['num_steps']:,} steps on a data "
+        f"set of {facts['num_rows']:,} rows. All figures are of rows that it was not trained on."
     )
     return f"<p>{html.escape(text)}</p><div class='tiles'>{figures}</div>"
 
