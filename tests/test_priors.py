@@ -163,6 +163,8 @@ GAP = {"held_out_nats": 58.0}
         ("prior", {"prior_auc": 0.7}, "amber"),
         ("prior", {"prior_auc": 0.95}, "red"),
         ("posterior", {"bound_gap_nats": 6.0}, "amber"),
+        ("posterior", {"bound_gap_nats": 11.0}, "red"),
+        ("posterior", {"bound_gap_nats": 20.0, "training_nats": 1_500.0, "held_out_nats": 1_500.0}, "amber"),
         ("overfitting", {"held_out_nats": 53.0}, "amber"),
         ("overfitting", {**GAP, "evaluations_since_best": 5}, "red"),
         ("overfitting", GAP, "amber"),

@@ -26,7 +26,8 @@ MIN_RATE_NATS, MIN_ACTIVE_SHARE = 1.0, 0.2
 """Below the first the code has collapsed. Below the second it may have in part, or the rows have few degrees of
 freedom: those of `waveform` are mixtures of two curves, and three of its 21 dimensions are active."""
 AUC_AMBER, AUC_RED = 0.65, 0.8
-GAP_AMBER_NATS = 5.0
+GAP_AMBER_NATS, GAP_AMBER_SHARE = 5.0, 0.01
+"""Of the bound: the larger one of some nats, and a share of what a row costs; an image takes thousands of nats."""
 OVERFIT_AMBER, OVERFIT_RED = 0.05, 0.15
 """Held-out minus training nats, as a share of the distortion in training."""
 OVERFITTED_EVALUATIONS = 5
@@ -188,9 +189,10 @@ def _prior(figures: Mapping[str, Any]) -> Finding:
 
 def _posterior(figures: Mapping[str, Any]) -> Finding:
     gap_nats = figures["bound_gap_nats"]
+    amber_nats = max(GAP_AMBER_NATS, GAP_AMBER_SHARE * abs(figures["held_out_nats"]))
     return Finding(
         subject="posterior",
-        light=_light(gap_nats, GAP_AMBER_NATS, 2 * GAP_AMBER_NATS),
+        light=_light(gap_nats, amber_nats, 2 * amber_nats),
         text=f"the ELBO is {gap_nats:.2f} nats below the importance-weighted bound "
         f"(S = {figures['likelihood_samples']}, n = {figures['likelihood_rows']} rows)",
         advice=_remedy(figures),
