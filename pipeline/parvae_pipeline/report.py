@@ -21,7 +21,7 @@ from parvae.storage import Place, write_whole
 from parvae_pipeline.charts import bar_chart, image_grid, legend, line_chart, scatter_chart
 from parvae_pipeline.checkpoint import Checkpoint, read_checkpoint
 from parvae_pipeline.comparison import ComparedRun, compare, comparison_table
-from parvae_pipeline.diagnosis import findings
+from parvae_pipeline.diagnosis import Finding
 from parvae_pipeline.evaluate import estimate_likelihood, posteriors
 from parvae_pipeline.marginals import Marginal, Pair, compare_rows
 from parvae_pipeline.model import VariationalAutoencoder
@@ -150,7 +150,7 @@ def _card(facts: Mapping[str, Any]) -> str:
     lines = "".join(
         f'<tr><td><i class="light {entry.light}"></i><span class="sr">{entry.light}</span></td>'
         f"<th>{entry.subject}</th><td>{html.escape(str(entry))}</td></tr>"
-        for entry in findings(diagnosis)
+        for entry in (Finding(**finding) for finding in diagnosis["findings"])
     )
     deeds = [event for event in facts["events"] if "message" in event and event["event"] != "finding"]
     actions = [str(event["message"]) for event in deeds]
