@@ -30,8 +30,6 @@ GAP_AMBER_NATS, GAP_AMBER_SHARE = 5.0, 0.01
 """Of the bound: the larger one of some nats, and a share of what a row costs; an image takes thousands of nats."""
 OVERFIT_AMBER, OVERFIT_RED = 0.05, 0.15
 """Held-out minus training nats, as a share of the distortion in training."""
-OVERFITTED_EVALUATIONS = 5
-"""Evaluations since the best one after which a gap between held-out and training rows counts as harm."""
 SKIPPED_AMBER = 0.02
 YOUNG_STEPS = 1_000
 """A model of fewer steps may well have faults that more time mends."""
@@ -147,7 +145,7 @@ def diagnose(
         "held_out_nats": evaluation.negative_elbo_nats,
         "skipped_share": progress.num_skipped / max(1, progress.step),
         "num_steps": progress.step,
-        "evaluations_since_best": progress.evaluations_since_best,
+        "dearer_nats": max(0.0, progress.last_nats - progress.best_nats),
         "warmed_up_again": progress.second_warmup_at is not None,
         "began_again": bool(progress.overfitted_at),
     }
@@ -200,8 +198,8 @@ def _posterior(figures: Mapping[str, Any]) -> Finding:
 
 
 def _overfitting(figures: Mapping[str, Any]) -> Finding:
-    """Red only where held-out rows grew dearer and nothing was done: the weights that are kept are always those that
-    they cost least with."""
+    """Red only where held-out rows grew a good deal dearer and nothing was done: the weights that are kept are always
+    those that they cost least with."""
     gap_nats = figures["held_out_nats"] - figures["training_nats"]
     share = gap_nats / max(1.0, abs(figures["training_distortion_nats"]))
     grew_dearer = _grew_dearer(figures)
@@ -211,7 +209,7 @@ def _overfitting(figures: Mapping[str, Any]) -> Finding:
     elif grew_dearer:
         advice = "the weights from before they grew dearer are kept; more rows, or --set train.dropout=0.2"
     else:
-        advice = "they grew cheaper to the end, so no harm was done; more rows would narrow it"
+        advice = "they grew no dearer to the end, so no harm was done; more rows would narrow it"
     return Finding(
         subject="overfitting",
         light="amber" if light == "red" and (figures["began_again"] or not grew_dearer) else light,
@@ -239,8 +237,8 @@ def _remedy(figures: Mapping[str, Any]) -> str:
 
 
 def _grew_dearer(figures: Mapping[str, Any]) -> bool:
-    """Whether held-out rows cost more and more at the end."""
-    return bool(figures["evaluations_since_best"] >= OVERFITTED_EVALUATIONS)
+    """Whether held-out rows cost a good deal more at the end than they had before."""
+    return bool(figures["dearer_nats"] > OVERFIT_AMBER * max(1.0, abs(figures["training_distortion_nats"])))
 
 
 def _light(value: float, amber: float, red: float) -> Light:

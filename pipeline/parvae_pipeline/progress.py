@@ -17,6 +17,8 @@ class Progress:
     next_evaluation: int = 0
     elapsed_s: float = 0.0
     best_nats: float = float("inf")
+    last_nats: float = float("inf")
+    """What held-out rows cost at the last evaluation."""
     evaluations_since_best: int = 0
     num_skipped: int = 0
     skips_in_a_row: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from parvae.errors import DataError
 from parvae_pipeline.config import TrainSettings
-from parvae_pipeline.diagnosis import MIN_RATE_NATS, OVERFIT_AMBER, OVERFITTED_EVALUATIONS
+from parvae_pipeline.diagnosis import MIN_RATE_NATS, OVERFIT_AMBER
 from parvae_pipeline.evaluate import Evaluation
 from parvae_pipeline.model import Architecture
 from parvae_pipeline.progress import Progress
@@ -23,8 +23,10 @@ DROPOUT_OF_OVERFITTED = 0.2
 """Held-out nats of the ADBench sets of fewer than 2,000 rows, 20 s on one core, without it and from the best weights on
 with it: glass 6.7 and 6.2, wine 28.6 and 21.7, stamps 6.0 and 5.6, breastw 11.5 and 11.3, wdbc 13.9 and 13.4,
 ionosphere 34.6 and 30.0, yeast 15.36 and 15.27. From the first step on it costs cardio 3 nats and vertebral 1.3."""
+OVERFITTED_EVALUATIONS = 5
+"""Evaluations since the best one after which a gap between held-out and training rows counts."""
 MIN_SHARE_LEFT = 0.2
-"""Of the steps so far, those that must be left to begin again with dropout."""
+"""Of the steps so far, those that must be left to begin again with dropout; with 0.05 pendigits gains nothing."""
 SECOND_COURSE = 2
 """Length of what follows, in steps of what went before."""
 

@@ -274,12 +274,13 @@ class Trainer:
     def _evaluate(self, train_nats: float, *, rows_per_s: float, data_wait_share: float) -> None:
         progress = self.progress
         validation = evaluate(self.averaged, self.held_out, world=self._world)
-        is_best = validation.negative_elbo_nats < progress.best_nats
+        progress.last_nats = validation.negative_elbo_nats
+        is_best = progress.last_nats < progress.best_nats
         if progress.step >= self.schedule.warmup_end:
             # Patience counts only once the objective no longer moves.
             progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
         if is_best:
-            progress.best_nats = validation.negative_elbo_nats
+            progress.best_nats = progress.last_nats
             self.best = copy.deepcopy(self.averaged.state_dict())
             self.best_evaluation = validation
         if repairs.has_collapsed(validation, progress, self.schedule, self.settings, self.model.architecture):
