@@ -188,12 +188,14 @@ def _prior(figures: Mapping[str, Any]) -> Finding:
 def _posterior(figures: Mapping[str, Any]) -> Finding:
     gap_nats = figures["bound_gap_nats"]
     amber_nats = max(GAP_AMBER_NATS, GAP_AMBER_SHARE * abs(figures["held_out_nats"]))
+    is_young = figures["num_steps"] < YOUNG_STEPS
     return Finding(
         subject="posterior",
         light=_light(gap_nats, amber_nats, 2 * amber_nats),
         text=f"the ELBO is {gap_nats:.2f} nats below the importance-weighted bound "
         f"(S = {figures['likelihood_samples']}, n = {figures['likelihood_rows']} rows)",
-        advice=_remedy(figures),
+        # Of binmnist it is 5.2 nats after 10 minutes, and 5.7 after 60.
+        advice=_remedy(figures) if is_young else "the model is that much better than its ELBO says",
     )
 
 
@@ -209,7 +211,7 @@ def _overfitting(figures: Mapping[str, Any]) -> Finding:
     elif grew_dearer:
         advice = "the weights from before they grew dearer are kept; more rows, or --set train.dropout=0.2"
     else:
-        advice = "they grew no dearer to the end, so no harm was done; more rows would narrow it"
+        advice = "they grew hardly dearer to the end, so no harm was done; more rows would narrow it"
     return Finding(
         subject="overfitting",
         light="amber" if light == "red" and (figures["began_again"] or not grew_dearer) else light,
