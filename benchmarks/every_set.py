@@ -85,16 +85,14 @@ def _train(name: str, data: str, columns: str, *, budget: str) -> Trained:
         vae("export", str(run / "ckpt.pt"))
         metrics = read_checkpoint(run / "ckpt.pt").metrics
         log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lights = [finding for finding in metrics["diagnosis"]["findings"] if finding["light"] != "green"]
+    findings = metrics["diagnosis"]["findings"]
     found = Trained(
         num_steps=metrics["num_steps"],
         num_skipped=metrics["num_skipped_steps"],
         repairs=[entry["event"] for entry in log if entry.get("event") in ("collapse", "rollback", "overfitting")],
-        red=frozenset(finding["subject"] for finding in lights if finding["light"] == "red"),
+        red=frozenset(finding["subject"] for finding in findings if finding["light"] == "red"),
     )
-    said = "; ".join(
-        f"{finding['subject']} {finding['light']}: {finding['text']}; {finding['advice']}" for finding in lights
-    )
+    said = "; ".join(entry["message"] for entry in log if entry.get("event") == "finding")
     print(f"set {name}: {found.num_steps} steps, {found.num_skipped} skipped, {found.repairs}; {said}", file=sys.stderr)
     return found
 

@@ -26,9 +26,9 @@ from parvae_pipeline.hashing import bucket_codes
 
 OPSET = 18
 IR_VERSION = 8
-ML_OPSET = 3
+ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 3
 BATCH = "batch"
-ALLOWED_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+ALLOWED_DOMAINS = {"", "ai.onnx", ML_DOMAIN}
 HASH_DOMAIN, HASH_OP = "com.microsoft", "MurmurHash3"
 """Standard ONNX has no hash of a string; all builds of onnxruntime with its contributed operators have this one."""
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -137,7 +137,7 @@ def _strings_in(model: onnx.ModelProto, block: Input) -> None:
                 "LabelEncoder",
                 [f"{part}.text"],
                 [listed],
-                domain="ai.onnx.ml",
+                domain=ML_DOMAIN,
                 keys_strings=[NULL_TEXT, *facts.own_levels],
                 values_int64s=[NULL_CODE, *range(FIRST_LEVEL_CODE, FIRST_LEVEL_CODE + len(facts.own_levels))],
                 default_int64=UNSEEN_CODE,
@@ -149,7 +149,7 @@ def _strings_in(model: onnx.ModelProto, block: Input) -> None:
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
-    _use_ml(model)
+    _use(model, ML_DOMAIN, ML_OPSET)
 
 
 def _hashed(model: onnx.ModelProto, part: str, facts: CategoryFacts) -> list[onnx.NodeProto]:
@@ -160,8 +160,7 @@ def _hashed(model: onnx.ModelProto, part: str, facts: CategoryFacts) -> list[onn
         f"{part}.unseen": np.array(UNSEEN_CODE),
     }
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    if all(entry.domain != HASH_DOMAIN for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(HASH_DOMAIN, 1))
+    _use(model, HASH_DOMAIN, 1)
     return [
         helper.make_node(HASH_OP, [f"{part}.text"], [f"{part}.hash"], domain=HASH_DOMAIN, positive=1, seed=0),
         helper.make_node("Cast", [f"{part}.hash"], [f"{part}.number"], to=TensorProto.INT64),
@@ -189,7 +188,7 @@ def _strings_out(model: onnx.ModelProto, block: Input) -> None:
                 "LabelEncoder",
                 [part],
                 [f"{part}.text"],
-                domain="ai.onnx.ml",
+                domain=ML_DOMAIN,
                 keys_int64s=[NULL_CODE, *range(FIRST_LEVEL_CODE, FIRST_LEVEL_CODE + len(levels))],
                 values_strings=[NULL_TEXT, *levels],
                 default_string=UNSEEN_TEXT,
@@ -197,12 +196,13 @@ def _strings_out(model: onnx.ModelProto, block: Input) -> None:
         )
     nodes.append(helper.make_node("Concat", [f"{part}.text" for part in parts], [block.name], axis=1))
     model.graph.node.extend(nodes)
-    _use_ml(model)
+    _use(model, ML_DOMAIN, ML_OPSET)
 
 
-def _use_ml(model: onnx.ModelProto) -> None:
-    if all(entry.domain != "ai.onnx.ml" for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
+def _use(model: onnx.ModelProto, domain: str, version: int) -> None:
+    """Let the model hold operators of a domain."""
+    if all(entry.domain != domain for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, version))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from parvae.noise import standard_normal
 from parvae.rows import Arrays
 from parvae.schema import FIRST_LEVEL_CODE, NULL_TEXT, UNSEEN_CODE, CategoryFacts, Column, Role, Schema
-from parvae_pipeline.hashing import bucket_codes, murmur3
+from parvae_pipeline.hashing import hashed_codes
 from parvae_pipeline.model import VariationalAutoencoder
 
 UNSEEN_EXAMPLE = "(a value that training never saw)"
@@ -29,21 +31,20 @@ def category_texts(columns: tuple[Column, ...], codes: NDArray[np.int64]) -> NDA
     texts = np.empty(codes.shape, dtype=object)
     for index, column in enumerate(columns):
         facts = column.facts_as(CategoryFacts)
-        table = np.array([NULL_TEXT, _unseen_text(facts) or UNSEEN_EXAMPLE, *facts.levels], dtype=object)
+        table = np.array([NULL_TEXT, _unseen_text(facts), *facts.levels], dtype=object)
         texts[:, index] = table[codes[:, index]]
     return texts
 
 
-def _unseen_text(facts: CategoryFacts) -> str | None:
-    """A text that the column reads as unseen; None where every bucket of its hash is known."""
-    if not facts.buckets:
+def _unseen_text(facts: CategoryFacts) -> str:
+    """A text that the column reads as unseen, where there is one."""
+    if not facts.buckets or not facts.can_be_unseen:
         return UNSEEN_EXAMPLE
-    codes = bucket_codes(facts)
-    if UNSEEN_CODE not in codes:
-        return None
-    # Of texts by the thousand for each bucket, one falls into a bucket that no value of training fell into.
-    texts = [f"{UNSEEN_EXAMPLE} {number}" for number in range(1_000 * facts.num_buckets)]
-    return texts[int(np.argmax(codes[murmur3(texts) % facts.num_buckets] == UNSEEN_CODE))]
+    for number in itertools.count():
+        text = f"{UNSEEN_EXAMPLE} {number}"
+        if hashed_codes(facts, [text])[0] == UNSEEN_CODE:
+            break
+    return text
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def edge_rows(schema: Schema, rows: Arrays) -> Arrays:
             template[:] = (np.arange(num_rows) % (FIRST_LEVEL_CODE + 1))[:, None]
             template[-1] = UNSEEN_CODE
             for index, column in enumerate(block.columns):
-                if _unseen_text(column.facts_as(CategoryFacts)) is None:
+                if not column.facts_as(CategoryFacts).can_be_unseen:
                     template[template[:, index] == UNSEEN_CODE, index] = FIRST_LEVEL_CODE
         elif block.dtype == "uint8":
             template[:] = np.array([0, 1, 0, 1, 0, 1], np.uint8).reshape(-1, *[1] * (template.ndim - 1))

@@ -75,6 +75,11 @@ class CategoryFacts:
         """The levels that stand for themselves alone."""
         return self.levels[: len(self.levels) - len(self.buckets)]
 
+    @property
+    def can_be_unseen(self) -> bool:
+        """Whether there are values that no level stands for."""
+        return not self.buckets or len(self.buckets) < self.num_buckets
+
 
 @dataclass(frozen=True, kw_only=True)
 class BooleanFacts:

@@ -33,17 +33,15 @@ def has_many_levels(column: ColumnStatistics) -> bool:
 
 def suggest_many(column: ColumnStatistics) -> tuple[Role, str]:
     """The role of a text that has many levels and is neither an identifier nor prose."""
-    facts = category_facts(column)
-    share = _share(column, facts.own_levels)
+    frequent = _frequent(column)
+    share = sum(count for _, count in frequent) / max(1, column.num_rows_of_levels)
     many = f"more than {len(column.levels) - 1:,}" if column.overflowed else f"{len(column.levels):,}"
-    if not facts.buckets and (share < MIN_FREQUENT_SHARE or not _frequent(column)):
+    if share < MIN_FREQUENT_SHARE and not _num_buckets(column, frequent):
         return Role.IGNORED, (
             f"{many} distinct values; --columns {column.name}:category keeps the {MAX_LEVELS:,} most frequent"
         )
-    frequent = (
-        f"the {len(facts.own_levels):,} frequent ones hold {share:.0%}" if facts.own_levels else "none is frequent"
-    )
-    return Role.CATEGORY, f"{many} distinct values, of which {frequent}"
+    which = f"the {len(frequent):,} frequent ones hold {share:.0%}" if frequent else "none is frequent"
+    return Role.CATEGORY, f"{many} distinct values, of which {which}"
 
 
 def category_facts(column: ColumnStatistics) -> CategoryFacts:
@@ -61,7 +59,8 @@ def category_facts(column: ColumnStatistics) -> CategoryFacts:
         named = _named_buckets(column, levels, num_buckets)
         return CategoryFacts(levels=(*levels, *named.values()), num_buckets=num_buckets, buckets=tuple(named))
     # Where the count of levels was broken off, it stands for the rows after it.
-    num_unlisted = round((1.0 - _share(column, levels)) * (column.num_rows - column.num_nulls))
+    unlisted_share = 1.0 - sum(count for _, count in kept) / column.num_rows_of_levels
+    num_unlisted = round(unlisted_share * (column.num_rows - column.num_nulls))
     return CategoryFacts(levels=levels, num_unlisted=max(0, num_unlisted))
 
 
@@ -76,11 +75,6 @@ def unlisted_text(facts: CategoryFacts) -> str:
 def _frequent(column: ColumnStatistics) -> list[tuple[str, int]]:
     """The levels with rows enough to learn from, and their counts."""
     return [(level, count) for level, count in column.levels.most_common(MAX_LEVELS) if count >= MIN_LEVEL_ROWS]
-
-
-def _share(column: ColumnStatistics, levels: tuple[str, ...]) -> float:
-    """Of the rows that were counted, those with one of these levels."""
-    return sum(column.levels[level] for level in levels) / max(1, column.num_rows_of_levels)
 
 
 def _num_buckets(column: ColumnStatistics, frequent: list[tuple[str, int]]) -> int:

@@ -36,6 +36,12 @@ def bucket_codes(facts: CategoryFacts) -> NDArray[np.int64]:
     return codes
 
 
+def hashed_codes(facts: CategoryFacts, texts: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) codes of texts that are not listed, in a column with buckets."""
+    codes: NDArray[np.int64] = bucket_codes(facts)[murmur3(texts) % facts.num_buckets]
+    return codes
+
+
 def _mixed(words: NDArray[np.uint32], size: int) -> NDArray[np.uint32]:
     """Hashes (n,) of texts of `size` bytes, as words (n, w) with zeros after the last byte."""
     hashes = np.zeros(len(words), np.uint32)

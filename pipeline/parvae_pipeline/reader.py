@@ -26,7 +26,7 @@ from parvae.schema import (
     Schema,
     require_columns,
 )
-from parvae_pipeline.hashing import bucket_codes, murmur3
+from parvae_pipeline.hashing import hashed_codes
 
 
 class Reader(Protocol):
@@ -63,6 +63,5 @@ def _codes(column: Column, texts: list[str], rows: NDArray[np.int64]) -> NDArray
     code_of[NULL_TEXT] = NULL_CODE
     if facts.buckets:
         others = [text for text in texts if text not in code_of]
-        codes_of_buckets = bucket_codes(facts)
-        code_of |= dict(zip(others, codes_of_buckets[murmur3(others) % facts.num_buckets].tolist(), strict=True))
+        code_of |= dict(zip(others, hashed_codes(facts, others).tolist(), strict=True))
     return np.array([*(code_of.get(text, UNSEEN_CODE) for text in texts), NULL_CODE], dtype=np.int64)[rows]
