@@ -4,9 +4,9 @@
 
 Nothing is named but the columns to leave out. `failed` counts sets that ended with an error, `skipped_share` the share
 of all steps whose gradient could not be used, `repairs` what training mended by itself (collapse, rollback,
-overfitting), `collapsed` sets whose code held almost nothing at the end, whether or not their columns tell of one
-another, and `red` sets with any red light in their diagnosis. A line for every set goes to stderr, with the lights that
-are not green and what was done about them, or can be.
+overfitting, the amortization gap), `collapsed` sets whose code held almost nothing at the end, whether or not their
+columns tell of one another, and `red` sets with any red light in their diagnosis. A line for every set goes to stderr,
+with the lights that are not green and what was done about them, or can be.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FOLDERS = {
 }
 """Sets in folders of their own, and the role of the column that is no data."""
 QUICK = ("glass", "wine")
+REPAIRS = ("collapse", "rollback", "overfitting", "amortization")
+"""Events of what training mended by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def _train(name: str, data: str, columns: str, *, budget: str) -> Trained:
     found = Trained(
         num_steps=metrics["num_steps"],
         num_skipped=metrics["num_skipped_steps"],
-        repairs=[entry["event"] for entry in log if entry.get("event") in ("collapse", "rollback", "overfitting")],
+        repairs=[entry["event"] for entry in log if entry.get("event") in REPAIRS],
         red=frozenset(finding["subject"] for finding in findings if finding["light"] == "red"),
     )
     said = "; ".join(entry["message"] for entry in log if entry.get("event") == "finding")

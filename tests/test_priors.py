@@ -151,6 +151,7 @@ HEALTHY = {
     "dearer_nats": 0.5,
     "warmed_up_again": False,
     "began_again": False,
+    "learned_on_nats": 0.0,
 }
 GAP = {"held_out_nats": 58.0}
 
@@ -169,6 +170,7 @@ GAP = {"held_out_nats": 58.0}
         ("overfitting", {**GAP, "dearer_nats": 6.0}, "red"),
         ("overfitting", GAP, "amber"),
         ("overfitting", {**GAP, "dearer_nats": 6.0, "began_again": True}, "amber"),
+        ("overfitting", {**GAP, "dearer_nats": 6.0, "learned_on_nats": 1.5}, "amber"),
         ("stability", {"skipped_share": 0.05}, "amber"),
     ],
 )
@@ -188,6 +190,7 @@ def test_every_trouble_lights_its_own_lamp(subject: str, trouble: dict[str, floa
         (GAP, "grew hardly dearer to the end"),
         ({**GAP, "dearer_nats": 6.0}, "--set train.dropout=0.2"),
         ({**GAP, "began_again": True}, "on with dropout"),
+        ({**GAP, "learned_on_nats": 1.5}, "from drawn rows, which took 1.50 nats off held-out rows; more rows"),
         ({"bound_gap_nats": 20.0}, "that much better than its ELBO"),
         ({"bound_gap_nats": 20.0, "num_steps": 190}, "190 steps are few: a longer --budget"),
         ({"prior_auc": 0.95}, "the prior that held-out codes like best is taken; a longer --budget"),

@@ -113,13 +113,14 @@ def diagnose(
     *,
     evaluation: Evaluation,
     progress: Progress,
+    learned_on_nats: float,
     num_likelihood_rows: int,
     num_samples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Figures and findings as plain values, from a sample of training rows and the held-out rows.
 
-    `evaluation` is that of the held-out rows.
+    `evaluation` is that of the held-out rows, `learned_on_nats` what they gained as the encoder learned on alone.
     """
     some = select(held_out, slice(0, CLASSIFIER_CODES))
     mean, log_variance = posteriors(model, some)
@@ -148,6 +149,7 @@ def diagnose(
         "dearer_nats": max(0.0, progress.last_nats - progress.best_nats),
         "warmed_up_again": progress.second_warmup_at is not None,
         "began_again": bool(progress.overfitted_at),
+        "learned_on_nats": learned_on_nats,
     }
     return {**figures, "findings": [vars(finding) for finding in findings(figures)]}
 
@@ -156,6 +158,11 @@ def findings(figures: Mapping[str, Any]) -> list[Finding]:
     """The card: one line for each question that a user should ask."""
     found = [_code(figures), _prior(figures), _posterior(figures), _overfitting(figures), _stability(figures)]
     return [replace(finding, advice="") if finding.light == "green" else finding for finding in found]
+
+
+def overfitting_share(gap_nats: float, training_distortion_nats: float) -> float:
+    """What held-out rows cost beyond training rows, as a share of the distortion of those."""
+    return gap_nats / max(1.0, abs(training_distortion_nats))
 
 
 def _code(figures: Mapping[str, Any]) -> Finding:
@@ -203,21 +210,32 @@ def _overfitting(figures: Mapping[str, Any]) -> Finding:
     """Red only where held-out rows grew a good deal dearer and nothing was done: the weights that are kept are always
     those that they cost least with."""
     gap_nats = figures["held_out_nats"] - figures["training_nats"]
-    share = gap_nats / max(1.0, abs(figures["training_distortion_nats"]))
+    share = overfitting_share(gap_nats, figures["training_distortion_nats"])
     grew_dearer = _grew_dearer(figures)
     light = _light(share, OVERFIT_AMBER, OVERFIT_RED)
-    if figures["began_again"]:
-        advice = "training went back to the best weights and on with dropout; more rows would narrow it"
+    repairs = _repairs_of_overfitting(figures)
+    if repairs:
+        advice = "; ".join([*repairs, "more rows would narrow it"])
     elif grew_dearer:
         advice = "the weights from before they grew dearer are kept; more rows, or --set train.dropout=0.2"
     else:
         advice = "they grew hardly dearer to the end, so no harm was done; more rows would narrow it"
     return Finding(
         subject="overfitting",
-        light="amber" if light == "red" and (figures["began_again"] or not grew_dearer) else light,
+        light="amber" if light == "red" and (repairs or not grew_dearer) else light,
         text=f"held-out rows cost {gap_nats:+.2f} nats beside training rows",
         advice=advice,
     )
+
+
+def _repairs_of_overfitting(figures: Mapping[str, Any]) -> list[str]:
+    repairs = []
+    if figures["began_again"]:
+        repairs.append("training went back to the best weights and on with dropout")
+    gained_nats = figures["learned_on_nats"]
+    if gained_nats > 0.0:
+        repairs.append(f"the encoder learned on from drawn rows, which took {gained_nats:.2f} nats off held-out rows")
+    return repairs
 
 
 def _stability(figures: Mapping[str, Any]) -> Finding:
@@ -231,7 +249,7 @@ def _stability(figures: Mapping[str, Any]) -> Finding:
 
 def _remedy(figures: Mapping[str, Any]) -> str:
     """What brings codes, prior and rows closer: time, or where that was enough, rows."""
-    if figures["began_again"] or _grew_dearer(figures):
+    if _repairs_of_overfitting(figures) or _grew_dearer(figures):
         return "more rows would narrow it"
     num_steps = figures["num_steps"]
     young = f"{num_steps:,} steps are few: " if num_steps < YOUNG_STEPS else ""

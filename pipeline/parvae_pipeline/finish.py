@@ -1,4 +1,5 @@
-"""The end of a run: surplus dimensions, the best prior, the fixed points of the score, the diagnosis."""
+"""The end of a run: what the encoder can win back, surplus dimensions, the best prior, the fixed points of the score,
+the diagnosis."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parvae.rows import Arrays
+from parvae_pipeline.amortization import may_learn_on, narrow_amortization_gap
 from parvae_pipeline.config import RunSettings
 from parvae_pipeline.diagnosis import diagnose, findings
 from parvae_pipeline.evaluate import Evaluation, balance_score, evaluate, posteriors, with_rate_of
@@ -51,19 +53,38 @@ def finish(
     *,
     evaluation: Evaluation | None,
     progress: Progress,
+    deadline_s: float | None,
 ) -> Finished:
-    """Drop surplus dimensions, choose the prior by held-out nats unless one was named, balance the score, and look.
+    """Let the encoder learn on, drop surplus dimensions, choose the prior (by held-out nats unless one was named),
+    balance the score, and look.
 
-    `evaluation` is that of `model` on the held-out rows, where there was one. All that happens here takes a bounded
-    share of the time of training, which `trainer.TIME_KEPT_BACK` allows for.
+    `evaluation` is that of `model` on the held-out rows, where there was one. The encoder has until `deadline_s`
+    (time.monotonic); what follows takes a bounded share of the time of training, which `trainer.TIME_KEPT_BACK` allows
+    for.
     """
     seed, budget_s = settings.train.seed, settings.train.budget_s
     rows_trained = progress.step * reader.batch_size
+    num_evaluated = int(np.clip(EVALUATED_SHARE * rows_trained, MIN_EVALUATED_ROWS, MAX_EVALUATED_ROWS))
     training = _training_rows(
         reader, int(np.clip(SAMPLED_SHARE * rows_trained, MIN_SAMPLED_ROWS, MAX_SAMPLED_ROWS)), first_step=progress.step
     )
     evaluation = evaluation or evaluate(model, held_out)
-    model, evaluation, events = without_surplus(model, training, held_out, evaluation)
+    events: list[dict[str, Any]] = []
+    learned_on_nats = 0.0
+    if may_learn_on(settings.train, model.architecture):
+        trained_nats = evaluation.negative_elbo_nats
+        model, evaluation, events = narrow_amortization_gap(
+            model,
+            select(training, slice(0, num_evaluated)),
+            held_out,
+            evaluation,
+            reader,
+            num_steps=progress.step,
+            seed=seed,
+            deadline_s=deadline_s,
+        )
+        learned_on_nats = trained_nats - evaluation.negative_elbo_nats
+    model, evaluation, dropped = without_surplus(model, training, held_out, evaluation)
     trained = model
     model, event = choose_prior(
         model,
@@ -76,13 +97,13 @@ def finish(
     if model is not trained:
         evaluation = with_rate_of(evaluation, model, held_out)
     balance_score(model, held_out, rows_trained=rows_trained, seed=seed)
-    num_evaluated = int(np.clip(EVALUATED_SHARE * rows_trained, MIN_EVALUATED_ROWS, MAX_EVALUATED_ROWS))
     diagnosis = diagnose(
         model,
         select(training, slice(0, num_evaluated)),
         held_out,
         evaluation=evaluation,
         progress=progress,
+        learned_on_nats=learned_on_nats,
         num_likelihood_rows=int(np.clip(LIKELIHOOD_SHARE * rows_trained / LIKELIHOOD_SAMPLES, 8, MAX_LIKELIHOOD_ROWS)),
         num_samples=LIKELIHOOD_SAMPLES,
         seed=seed,
@@ -92,7 +113,7 @@ def finish(
         for finding in findings(diagnosis)
         if finding.light != "green"
     ]
-    return Finished(model=model, events=[*events, event, *found], evaluation=evaluation, diagnosis=diagnosis)
+    return Finished(model=model, events=[*events, *dropped, event, *found], evaluation=evaluation, diagnosis=diagnosis)
 
 
 @torch.no_grad()

@@ -252,6 +252,7 @@ def _write(
             settings,
             evaluation=evaluation,
             progress=progress,
+            deadline_s=trainer.deadline_s,
         )
         best, evaluation, diagnosis = finished.model, finished.evaluation, finished.diagnosis
         for event in finished.events:

@@ -86,7 +86,7 @@ class Trainer:
         )
         self.progress = Progress(total_steps=schedule.total_steps, next_evaluation=schedule.evaluation_steps)
         self._max_steps = schedule.total_steps
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._report, self._save, self._log_event = report, save, log_event
         self._world = world
         self._evaluation_s: float | None = None
@@ -112,7 +112,7 @@ class Trainer:
             progress.step += 1
             now_s = time.monotonic()
             progress.elapsed_s = now_s - started_s
-            if self._deadline_s is not None and progress.step >= next_timing:
+            if self.deadline_s is not None and progress.step >= next_timing:
                 self._fit_to_time(now_s, (now_s - last_s) / (progress.step - last_steps))
                 progress.next_evaluation = last_steps + self.schedule.evaluation_steps
                 next_timing = progress.step + max(1, min(2 * progress.step, progress.total_steps // EVALUATIONS))
@@ -308,10 +308,10 @@ class Trainer:
 
     def _fit_to_time(self, now_s: float, seconds_per_step: float) -> None:
         """Set the length of the schedule to what the time that is left allows, the last evaluation included."""
-        assert self._deadline_s is not None
+        assert self.deadline_s is not None
         num_evaluated = len(next(iter(self.held_out.values()))) / self._world.size
         guess_s = seconds_per_step * EVALUATED_ROW_COST * num_evaluated / self.reader.batch_size
-        left_s = self._deadline_s - now_s - (self._evaluation_s or guess_s)
+        left_s = self.deadline_s - now_s - (self._evaluation_s or guess_s)
         allowed = self.progress.step + int(left_s / seconds_per_step)
         # Clocks differ between processes; the first one decides.
         total = self._world.from_first(max(self.progress.step, min(self._max_steps, allowed)))
