@@ -93,8 +93,8 @@ def _rounds(
 ) -> Iterator[VariationalAutoencoder]:
     """After every round the model with the averaged weights of its encoder: one object, which goes on to change."""
     learning, averaged = copy.deepcopy(model).requires_grad_(False), copy.deepcopy(model).requires_grad_(False)
-    weights = list(learning.encoder.requires_grad_().parameters())
-    averaged_weights = list(averaged.encoder.parameters())
+    weights: list[Tensor] = list(learning.encoder.requires_grad_().parameters())
+    averaged_weights: list[Tensor] = list(averaged.encoder.parameters())
     optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed_of(seed, first_step))
     batches = reader.batches(first_step)
