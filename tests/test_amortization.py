@@ -164,20 +164,21 @@ def test_drawn_rows_of_every_role_are_rows(mixed_table: pa.Table) -> None:
         ({"beta": 2.0}, {}, False),
         ({"contaminated": True}, {}, False),
         ({}, {"kind": "autoencoder", "prior": "realnvp"}, False),
-        ({}, {"denoising": True}, False),
+        ({}, {"denoising": True}, True),
     ],
     ids=str,
 )
-def test_only_an_encoder_that_learned_from_the_elbo_of_clean_rows_learns_on(
+def test_only_an_encoder_that_learned_from_the_elbo_learns_on(
     settings: dict[str, Any], choices: dict[str, Any], may: bool
 ) -> None:
     assert may_learn_on(TrainSettings(**settings), architecture(**choices)) is may
 
 
-def test_a_run_says_it_and_its_checkpoint_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("denoising", [False, True])
+def test_a_run_says_it_and_its_checkpoint_has_it(tmp_path: Path, denoising: bool) -> None:
     data = write_parquet(tmp_path / "factors.parquet", factor_table(100))
     settings = quick_settings(data, max_steps=500, learning_rate=3e-3)
-    model = dataclasses.replace(settings.model, latent_size=LATENT_SIZE, width=64, depth=2)
+    model = dataclasses.replace(settings.model, latent_size=LATENT_SIZE, width=64, depth=2, denoising=denoising)
     result = train(dataclasses.replace(settings, model=model), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     messages = [line["message"] for line in lines if line.get("event") == "amortization"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
+from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.diagnosis import OVERFIT_AMBER, overfitting_share
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import Architecture, RawBatch, VariationalAutoencoder
@@ -25,7 +26,8 @@ from parvae_pipeline.step_noise import seed_of
 
 ROUND_STEPS, MAX_ROUNDS = 250, 16
 """Held-out nats of ADBench sets after a minute's run on one core, before and after: ionosphere 31.8 and 26.7, letter
-47.1 and 45.5, wdbc 13.5 and 11.9. Twice the rate, or a quarter of drawn rows, come to the same."""
+47.1 and 45.5, wdbc 13.5 and 11.9. Twice the rate, or a quarter of drawn rows, come to the same. Denoising models of 14
+sets, 4,000 steps: anomalies are told by nats with a mean AUROC of 0.860 instead of 0.857; none is told worse."""
 MAX_SHARE = 2.0
 """Steps of all rounds, as a share of those of training."""
 LEARNING_RATE = 1e-3
@@ -36,9 +38,9 @@ MIN_GAIN = 0.002
 
 
 def may_learn_on(settings: TrainSettings, architecture: Architecture) -> bool:
-    """Whether it is the ELBO of clean rows that the encoder learned from; a denoising one has its corruption."""
+    """Whether it is the ELBO of clean rows that the encoder learned from."""
     is_plain = settings.objective == "elbo" and settings.beta == 1.0 and not settings.contaminated
-    return is_plain and architecture.kind == "vae" and not architecture.denoising
+    return is_plain and architecture.kind == "vae"
 
 
 def narrow_amortization_gap(
@@ -102,7 +104,7 @@ def _rounds(
         if deadline_s is not None and time.monotonic() > deadline_s:
             return
         rows = _half_drawn(learning, next(batches), generator)
-        mean, log_variance = learning.posterior(rows)
+        mean, log_variance = learning.posterior(rows, _corruption(learning, rows, generator))
         noise = torch.randn(1, *mean.shape, generator=generator)
         loss = learning.terms_at(rows, mean, log_variance, noise).negative_elbo_nats.mean()
         optimizer.zero_grad(set_to_none=True)
@@ -112,6 +114,14 @@ def _rounds(
             torch._foreach_lerp_(averaged_weights, weights, 1.0 / min(step, AVERAGED_STEPS))
         if step % ROUND_STEPS == 0:
             yield averaged
+
+
+def _corruption(model: VariationalAutoencoder, rows: RawBatch, generator: torch.Generator) -> Corruption | None:
+    """As in training, where the model is a denoising one."""
+    if model.corruptor is None:
+        return None
+    num_rows = len(next(iter(rows.values())))
+    return draw_corruption(torch.randn(num_rows, model.corruptor.num_noise, generator=generator))
 
 
 @torch.no_grad()
