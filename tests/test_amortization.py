@@ -142,6 +142,19 @@ def test_rounds_end_with_the_time(learned_by_heart: VariationalAutoencoder, monk
     assert next(clock) <= ROUND_STEPS + 15
 
 
+def test_steps_are_taken_on_the_device_that_is_named(
+    learned_by_heart: VariationalAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor left on the processor would be an error: the device "meta" stands in for a GPU."""
+    monkeypatch.setattr(amortization, "ROUND_STEPS", 2)
+    reader = MemoryReader(few_rows()[1], batch_size=BATCH_SIZE, seed=0)
+    rounds = amortization._rounds(
+        learned_by_heart, reader, 1, first_step=0, seed=0, deadline_s=math.inf, device=torch.device("meta")
+    )
+    assert next(rounds).device.type == "meta"
+    assert learned_by_heart.device.type == "cpu"
+
+
 def test_drawn_rows_of_every_role_are_rows(mixed_table: pa.Table) -> None:
     schema, rows = encoded(mixed_table)
     torch.manual_seed(0)

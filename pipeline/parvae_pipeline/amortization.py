@@ -18,6 +18,7 @@ from torch import Tensor
 from parvae.rows import Arrays
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.corruption import Corruption, draw_corruption
+from parvae_pipeline.device import CPU, placed
 from parvae_pipeline.diagnosis import OVERFIT_AMBER, overfitting_share
 from parvae_pipeline.evaluate import Evaluation, evaluate
 from parvae_pipeline.model import Architecture, RawBatch, VariationalAutoencoder
@@ -33,6 +34,8 @@ MAX_SHARE = 2.0
 LEARNING_RATE = 1e-3
 AVERAGED_STEPS = 50
 """Horizon of the averaged weights."""
+MAX_S = 300.0
+"""Other processes of a training wait meanwhile, and give up after twice this time (`cluster.GROUP_TIMEOUT_S`)."""
 MIN_GAIN = 0.002
 """Of what a row costs: a round that gains less is the last one."""
 
@@ -53,26 +56,30 @@ def narrow_amortization_gap(
     num_steps: int,
     seed: int,
     deadline_s: float | None,
+    device: torch.device = CPU,
 ) -> tuple[VariationalAutoencoder, Evaluation, list[dict[str, Any]]]:
     """The model with an encoder that learned on while held-out rows gained by it, and what was done, as an event.
 
     `evaluation` is that of `model` on the held-out rows, `num_steps` the length of its training. Decoder and prior stay
     as they are. The model is left alone where held-out rows cost hardly more than those of `training`, and where
-    `deadline_s` (time.monotonic) is over.
+    `deadline_s` (time.monotonic) is over. The work is done on `device`, in MAX_S seconds at most.
     """
     num_rounds = min(MAX_ROUNDS, int(MAX_SHARE * num_steps) // ROUND_STEPS)
-    if not num_rounds or (deadline_s is not None and time.monotonic() > deadline_s):
+    now_s = time.monotonic()
+    deadline_s = now_s + MAX_S if deadline_s is None else min(deadline_s, now_s + MAX_S)
+    if not num_rounds or now_s > deadline_s:
         return model, evaluation, []
     in_training = evaluate(model, training)
     gap_nats = evaluation.negative_elbo_nats - in_training.negative_elbo_nats
     if overfitting_share(gap_nats, in_training.distortion_nats) <= OVERFIT_AMBER:
         return model, evaluation, []
     best, found = model, evaluation
-    for candidate in _rounds(model, reader, num_rounds, first_step=num_steps, seed=seed, deadline_s=deadline_s):
+    rounds = _rounds(model, reader, num_rounds, first_step=num_steps, seed=seed, deadline_s=deadline_s, device=device)
+    for candidate in rounds:
         judged = evaluate(candidate, held_out)
         gained_nats = found.negative_elbo_nats - judged.negative_elbo_nats
         if gained_nats > 0.0:
-            best, found = copy.deepcopy(candidate), judged
+            best, found = copy.deepcopy(candidate).to(model.device), judged
         if not gained_nats > MIN_GAIN * abs(evaluation.negative_elbo_nats):
             break
     if best is model:
@@ -91,21 +98,22 @@ def _rounds(
     *,
     first_step: int,
     seed: int,
-    deadline_s: float | None,
+    deadline_s: float,
+    device: torch.device,
 ) -> Iterator[VariationalAutoencoder]:
     """After every round the model with the averaged weights of its encoder: one object, which goes on to change."""
-    learning, averaged = copy.deepcopy(model).requires_grad_(False), copy.deepcopy(model).requires_grad_(False)
+    learning, averaged = (copy.deepcopy(model).requires_grad_(False).to(device) for _ in range(2))
     weights: list[Tensor] = list(learning.encoder.requires_grad_().parameters())
     averaged_weights: list[Tensor] = list(averaged.encoder.parameters())
     optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed_of(seed, first_step))
-    batches = reader.batches(first_step)
+    batches = placed(reader.batches(first_step), device)
     for step in range(1, num_rounds * ROUND_STEPS + 1):
-        if deadline_s is not None and time.monotonic() > deadline_s:
+        if time.monotonic() > deadline_s:
             return
         rows = _half_drawn(learning, next(batches), generator)
         mean, log_variance = learning.posterior(rows, _corruption(learning, rows, generator))
-        noise = torch.randn(1, *mean.shape, generator=generator)
+        noise = torch.randn(1, *mean.shape, generator=generator).to(device)
         loss = learning.terms_at(rows, mean, log_variance, noise).negative_elbo_nats.mean()
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -121,7 +129,7 @@ def _corruption(model: VariationalAutoencoder, rows: RawBatch, generator: torch.
     if model.corruptor is None:
         return None
     num_rows = len(next(iter(rows.values())))
-    return draw_corruption(torch.randn(num_rows, model.corruptor.num_noise, generator=generator))
+    return draw_corruption(torch.randn(num_rows, model.corruptor.num_noise, generator=generator).to(model.device))
 
 
 @torch.no_grad()
@@ -129,8 +137,11 @@ def _half_drawn(model: VariationalAutoencoder, rows: RawBatch, generator: torch.
     """The batch with every other row in place of one that the model draws."""
     num_rows = len(next(iter(rows.values())))
     num_drawn = num_rows // 2
-    z_noise = torch.randn(num_drawn, model.prior.num_noise, generator=generator)
-    drawn = model.sample(z_noise, torch.randn(num_drawn, model.num_noise, generator=generator))
+    z_noise, noise = (
+        torch.randn(num_drawn, size, generator=generator).to(model.device)
+        for size in (model.prior.num_noise, model.num_noise)
+    )
+    drawn = model.sample(z_noise, noise)
     return {
         name: torch.cat([values[num_drawn:], drawn[name].to(values.dtype).reshape(num_drawn, *values.shape[1:])])
         for name, values in rows.items()

@@ -54,13 +54,14 @@ def finish(
     evaluation: Evaluation | None,
     progress: Progress,
     deadline_s: float | None,
+    device: torch.device,
 ) -> Finished:
     """Let the encoder learn on, drop surplus dimensions, choose the prior (by held-out nats unless one was named),
     balance the score, and look.
 
-    `evaluation` is that of `model` on the held-out rows, where there was one. The encoder has until `deadline_s`
-    (time.monotonic); what follows takes a bounded share of the time of training, which `trainer.TIME_KEPT_BACK` allows
-    for.
+    `evaluation` is that of `model` on the held-out rows, where there was one. The encoder learns on `device` and has
+    until `deadline_s` (time.monotonic); what follows takes a bounded share of the time of training, which
+    `trainer.TIME_KEPT_BACK` allows for.
     """
     seed, budget_s = settings.train.seed, settings.train.budget_s
     rows_trained = progress.step * reader.batch_size
@@ -82,6 +83,7 @@ def finish(
             num_steps=progress.step,
             seed=seed,
             deadline_s=deadline_s,
+            device=device,
         )
         learned_on_nats = trained_nats - evaluation.negative_elbo_nats
     model, evaluation, dropped = without_surplus(model, training, held_out, evaluation)

@@ -253,6 +253,7 @@ def _write(
             evaluation=evaluation,
             progress=progress,
             deadline_s=trainer.deadline_s,
+            device=trainer.device,
         )
         best, evaluation, diagnosis = finished.model, finished.evaluation, finished.diagnosis
         for event in finished.events:
