@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -67,6 +68,8 @@ def summed(world: World, dtype: torch.dtype) -> list[torch.Tensor]:
 
 def short_run(folder: str, name: str, world: World) -> None:
     settings = quick_settings(f"{folder}/people.parquet", max_steps=60, batch_size=30, precision="float32")
+    # A mixture would be fitted to the rows of the first process.
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, prior="normal"))
     train(settings, Path(folder) / name, world=world)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from parvae.schema import BooleanFacts, CategoryFacts, ImageFacts, NumericFacts, Schema, VectorFacts
 from parvae_pipeline.config import ModelSettings, RunSettings, TrainSettings
+from parvae_pipeline.evaluate import evaluation_cost
 from parvae_pipeline.model import Architecture
 from parvae_pipeline.reader import Reader
 from parvae_pipeline.schedule import MIN_EVALUATION_STEPS, Schedule
@@ -136,8 +137,8 @@ def choose_schedule(settings: TrainSettings, reader: Reader, num_held_out_rows: 
     else:
         total_steps = int(np.clip(EPOCHS * reader.steps_per_epoch, MIN_STEPS, MAX_STEPS))
     batch_size = reader.batch_size * world.size
-    evaluation_cost = num_held_out_rows * EVALUATED_ROW_COST / batch_size
-    rare_enough = round(evaluation_cost / MAX_EVALUATION_SHARE)
+    steps_an_evaluation = evaluation_cost(num_held_out_rows) * EVALUATED_ROW_COST / batch_size
+    rare_enough = round(steps_an_evaluation / MAX_EVALUATION_SHARE)
     return Schedule(
         total_steps=total_steps,
         min_evaluation_steps=max(MIN_EVALUATION_STEPS, min(rare_enough, total_steps // MIN_EVALUATIONS)),

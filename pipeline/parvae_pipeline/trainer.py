@@ -23,7 +23,7 @@ from parvae_pipeline import repairs
 from parvae_pipeline.config import TrainSettings
 from parvae_pipeline.corruption import Corruption, draw_corruption
 from parvae_pipeline.device import CPU, multiplies_in_bfloat16, placed
-from parvae_pipeline.evaluate import Evaluation, evaluate
+from parvae_pipeline.evaluate import Evaluation, evaluate, evaluation_cost
 from parvae_pipeline.gradient_sum import gradient_sum
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.networks import set_dropout
@@ -309,7 +309,7 @@ class Trainer:
     def _fit_to_time(self, now_s: float, seconds_per_step: float) -> None:
         """Set the length of the schedule to what the time that is left allows, the last evaluation included."""
         assert self.deadline_s is not None
-        num_evaluated = len(next(iter(self.held_out.values()))) / self._world.size
+        num_evaluated = evaluation_cost(len(next(iter(self.held_out.values())))) / self._world.size
         guess_s = seconds_per_step * EVALUATED_ROW_COST * num_evaluated / self.reader.batch_size
         left_s = self.deadline_s - now_s - (self._evaluation_s or guess_s)
         allowed = self.progress.step + int(left_s / seconds_per_step)
