@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -95,6 +96,15 @@ def test_the_prior_is_chosen_by_held_out_nats_and_the_choice_says_why() -> None:
     assert after.distortion_nats == pytest.approx(before.distortion_nats, abs=1e-4)
     assert event["message"].startswith("prior: mixture (the fewest); nats a row of held-out codes: mixture")
     assert event["rate_nats"]["mixture"] < event["rate_nats"]["normal"]
+
+
+def test_of_few_held_out_rows_priors_are_judged_by_many_codes_each() -> None:
+    model, rows = untrained()
+    few = {name: array[:4] for name, array in rows.items()}
+    rates = [choose_prior(model, rows, few, named="normal", seed=seed)[1]["rate_nats"]["normal"] for seed in range(6)]
+    # By one code for each of the rows it would be some 0.5.
+    assert statistics.stdev(rates) < 0.15
+    assert statistics.mean(rates) == pytest.approx(evaluate(model, few).rate_nats, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", ["vae", "autoencoder"])

@@ -6,6 +6,7 @@ Letters in shapes: B rows, D columns, L latent dimensions.
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from parvae.errors import SettingError
+from parvae.rows import Arrays
 from parvae.schema import Schema
+from parvae_pipeline import evaluate as evaluation
 from parvae_pipeline.evaluate import evaluate
 from parvae_pipeline.model import VariationalAutoencoder
 from parvae_pipeline.networks import NETWORKS, TableDecoder, TableEncoder
@@ -318,3 +321,26 @@ def test_start_from_makes_the_decoder_begin_with_the_marginals(network: str) -> 
     assert float(drawn["image.pixels"].float().mean()) == pytest.approx(
         float(raw["image.pixels"].float().mean()), abs=8
     )
+
+
+def random_model(num_rows: int) -> tuple[VariationalAutoencoder, Arrays]:
+    schema = schema_of(numeric("a"), category("b"), numeric("c"))
+    torch.manual_seed(0)
+    model = VariationalAutoencoder(schema, architecture(prior="realnvp"))
+    return model, {name: rows.numpy() for name, rows in random_raw(schema, num_rows).items()}
+
+
+def test_the_evaluation_of_few_rows_hangs_little_on_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = random_model(8)
+    many = [evaluate(model, rows, seed=seed).negative_elbo_nats for seed in range(12)]
+    monkeypatch.setattr(evaluation, "MIN_EVALUATED_CODES", 0)
+    pairs = [evaluate(model, rows, seed=seed).negative_elbo_nats for seed in range(12)]
+    assert statistics.stdev(many) < 0.4 * statistics.stdev(pairs)
+    assert statistics.mean(many) == pytest.approx(statistics.mean(pairs), abs=2.0 * statistics.stdev(pairs) / 12**0.5)
+
+
+def test_many_rows_are_evaluated_by_one_pair_of_codes_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = random_model(256)
+    found = evaluate(model, rows)
+    monkeypatch.setattr(evaluation, "MIN_EVALUATED_CODES", 0)
+    assert evaluate(model, rows) == found
