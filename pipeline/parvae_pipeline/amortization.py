@@ -42,8 +42,8 @@ MIN_GAIN = 0.002
 
 def may_learn_on(settings: TrainSettings, architecture: Architecture) -> bool:
     """Whether it is the ELBO of clean rows that the encoder learned from."""
-    is_plain = settings.objective == "elbo" and settings.beta == 1.0 and not settings.contaminated
-    return is_plain and architecture.kind == "vae"
+    is_elbo = settings.objective == "elbo" and settings.beta == 1.0 and architecture.kind == "vae"
+    return is_elbo and not settings.contaminated
 
 
 def narrow_amortization_gap(
@@ -52,29 +52,32 @@ def narrow_amortization_gap(
     held_out: Arrays,
     evaluation: Evaluation,
     reader: Reader,
+    settings: TrainSettings,
     *,
     num_steps: int,
-    seed: int,
     deadline_s: float | None,
     device: torch.device = CPU,
 ) -> tuple[VariationalAutoencoder, Evaluation, list[dict[str, Any]]]:
     """The model with an encoder that learned on while held-out rows gained by it, and what was done, as an event.
 
     `evaluation` is that of `model` on the held-out rows, `num_steps` the length of its training. Decoder and prior stay
-    as they are. The model is left alone where held-out rows cost hardly more than those of `training`, and where
-    `deadline_s` (time.monotonic) is over. The work is done on `device`, in MAX_S seconds at most.
+    as they are. The model is left alone where held-out rows cost hardly more than those of `training`, where something
+    else than the ELBO was trained on, and where `deadline_s` (time.monotonic) is over. The work is done on `device`, in
+    MAX_S seconds at most.
     """
     num_rounds = min(MAX_ROUNDS, int(MAX_SHARE * num_steps) // ROUND_STEPS)
     now_s = time.monotonic()
     deadline_s = now_s + MAX_S if deadline_s is None else min(deadline_s, now_s + MAX_S)
-    if not num_rounds or now_s > deadline_s:
+    if not num_rounds or now_s > deadline_s or not may_learn_on(settings, model.architecture):
         return model, evaluation, []
     in_training = evaluate(model, training)
     gap_nats = evaluation.negative_elbo_nats - in_training.negative_elbo_nats
     if overfitting_share(gap_nats, in_training.distortion_nats) <= OVERFIT_AMBER:
         return model, evaluation, []
     best, found = model, evaluation
-    rounds = _rounds(model, reader, num_rounds, first_step=num_steps, seed=seed, deadline_s=deadline_s, device=device)
+    rounds = _rounds(
+        model, reader, num_rounds, first_step=num_steps, seed=settings.seed, deadline_s=deadline_s, device=device
+    )
     for candidate in rounds:
         judged = evaluate(candidate, held_out)
         gained_nats = found.negative_elbo_nats - judged.negative_elbo_nats
