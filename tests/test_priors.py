@@ -102,7 +102,7 @@ def test_of_few_held_out_rows_priors_are_judged_by_many_codes_each() -> None:
     model, rows = untrained()
     few = {name: array[:4] for name, array in rows.items()}
     rates = [choose_prior(model, rows, few, named="normal", seed=seed)[1]["rate_nats"]["normal"] for seed in range(6)]
-    # By one code for each of the rows it would be some 0.5.
+    # By one code for each of the rows it would be 1.8.
     assert statistics.stdev(rates) < 0.15
     assert statistics.mean(rates) == pytest.approx(evaluate(model, few).rate_nats, abs=0.15)
 

@@ -160,9 +160,9 @@ def findings(figures: Mapping[str, Any]) -> list[Finding]:
     return [replace(finding, advice="") if finding.light == "green" else finding for finding in found]
 
 
-def overfitting_share(gap_nats: float, training_distortion_nats: float) -> float:
-    """What held-out rows cost beyond training rows, as a share of the distortion of those."""
-    return gap_nats / max(1.0, abs(training_distortion_nats))
+def overfitting_share(gap_nats: float, distortion_nats: float) -> float:
+    """What rows cost beyond others, or beyond what they cost before, as a share of the distortion."""
+    return gap_nats / max(1.0, abs(distortion_nats))
 
 
 def _code(figures: Mapping[str, Any]) -> Finding:
@@ -258,7 +258,7 @@ def _remedy(figures: Mapping[str, Any]) -> str:
 
 def _grew_dearer(figures: Mapping[str, Any]) -> bool:
     """Whether held-out rows cost a good deal more at the end than they had before."""
-    return bool(figures["dearer_nats"] > OVERFIT_AMBER * max(1.0, abs(figures["training_distortion_nats"])))
+    return overfitting_share(figures["dearer_nats"], figures["training_distortion_nats"]) > OVERFIT_AMBER
 
 
 def _light(value: float, amber: float, red: float) -> Light:

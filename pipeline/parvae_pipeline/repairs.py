@@ -9,7 +9,7 @@ from typing import Any
 
 from parvae.errors import DataError
 from parvae_pipeline.config import TrainSettings
-from parvae_pipeline.diagnosis import MIN_RATE_NATS, OVERFIT_AMBER
+from parvae_pipeline.diagnosis import MIN_RATE_NATS, OVERFIT_AMBER, overfitting_share
 from parvae_pipeline.evaluate import Evaluation
 from parvae_pipeline.model import Architecture
 from parvae_pipeline.progress import Progress
@@ -87,7 +87,7 @@ def collapse_event(rate_nats: float) -> dict[str, Any]:
 def overfits(validation: Evaluation, train_nats: float, progress: Progress) -> bool:
     """Whether held-out rows have become dearer for a while, and cost a good deal more than training rows."""
     gap_nats = validation.negative_elbo_nats - train_nats
-    is_wide = gap_nats > OVERFIT_AMBER * max(1.0, abs(validation.distortion_nats))
+    is_wide = overfitting_share(gap_nats, validation.distortion_nats) > OVERFIT_AMBER
     return is_wide and progress.evaluations_since_best >= OVERFITTED_EVALUATIONS
 
 
